@@ -1,0 +1,260 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! What goes over the control socket: requests of dfsctl(8) and mount_dfs(8),
+//! and records made for them; never internal state.  raftd answers; only root
+//! may ask for more than is shown.
+//!
+//! A request is answered by records of its kind and End, or by Result alone.
+
+use crate::conf::MountId;
+use crate::fs::NodeId;
+use crate::imsg::Message;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Largest frame on the control socket.
+pub const CTL_FRAME_MAX: usize = 16384;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CtlReq {
+    /// Summary, Peer for each node, Mount for each mount.
+    ShowSummary,
+    ShowPeers,
+    ShowMounts,
+    ShowLog,
+    // Those below are for root.
+    LogVerbose(bool),
+    Reload,
+    Stop,
+    Mount(MountId),
+    Umount(MountId),
+}
+
+impl CtlReq {
+    /// Whether anybody who can connect may ask.
+    pub fn is_show(&self) -> bool {
+        matches!(
+            self,
+            CtlReq::ShowSummary | CtlReq::ShowPeers | CtlReq::ShowMounts | CtlReq::ShowLog
+        )
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CtlRep {
+    Summary(CtlSummary),
+    Peer(CtlPeer),
+    Mount(CtlMount),
+    Log(CtlLog),
+    /// No more records.
+    End,
+    Result(CtlResult),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    Leader,
+    Follower,
+    Candidate,
+    Learner,
+    /// Nothing is known of it.
+    Unknown,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::Learner => "learner",
+            Role::Unknown => "-",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtlSummary {
+    pub cluster: String,
+    pub node: NodeId,
+    pub role: Role,
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    /// Log indexes on this node.
+    pub applied: u64,
+    pub committed: u64,
+    /// A majority answers the leader, and this node hears it.
+    pub quorum: bool,
+    /// This node has applied all that the cluster had committed when asked.
+    pub current: bool,
+    /// Why apply has stopped, if it has.
+    pub alarm: Option<String>,
+    /// Room of the tree in bytes and inodes, as all nodes agree.
+    pub bytes: u64,
+    pub bytes_free: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerState {
+    ThisNode,
+    Up,
+    Down,
+    /// The log it needs is gone.
+    NeedsResync,
+}
+
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            PeerState::ThisNode => "this node",
+            PeerState::Up => "up",
+            PeerState::Down => "down",
+            PeerState::NeedsResync => "needs resync",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtlPeer {
+    pub id: NodeId,
+    /// Address and port.
+    pub addr: String,
+    pub descr: Option<String>,
+    pub role: Role,
+    /// Highest index known to be in its log; None when this node cannot know.
+    pub matched: Option<u64>,
+    pub lag: Option<u64>,
+    /// Seconds in its present state.
+    pub since: u64,
+    pub state: PeerState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountState {
+    Detached,
+    Starting,
+    Serving,
+}
+
+impl fmt::Display for MountState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            MountState::Detached => "detached",
+            MountState::Starting => "starting",
+            MountState::Serving => "serving",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtlMount {
+    pub id: MountId,
+    pub point: String,
+    pub subtree: String,
+    pub read_only: bool,
+    /// Open handles.
+    pub open: u64,
+    pub state: MountState,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtlLog {
+    /// First and last index in the log.
+    pub first: u64,
+    pub last: u64,
+    pub flushed: u64,
+    pub committed: u64,
+    pub applied: u64,
+    pub checkpoint: u64,
+    /// No live peer needs what is below.
+    pub floor: u64,
+    pub segments: u64,
+    pub spare: u64,
+    /// Bytes of log in use, and the cap of dfsd.conf.
+    pub bytes: u64,
+    pub limit: u64,
+    /// Since the start of raftd.
+    pub groups: u64,
+    pub flushes: u64,
+    pub written: u64,
+    pub checkpoints: u64,
+}
+
+/// How an action ended.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CtlResult {
+    Ok,
+    /// Only root may.
+    Permission,
+    /// The new dfsd.conf has errors; the old one stays.
+    ConfigError,
+    NoSuchMount,
+    AlreadyMounted,
+    NotMounted,
+    /// The mount(2) or the start of fused failed; the log says how.
+    MountFailed,
+    Failed,
+}
+
+impl fmt::Display for CtlResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CtlResult::Ok => "ok",
+            CtlResult::Permission => "need root privileges",
+            CtlResult::ConfigError => "configuration not changed: see the log",
+            CtlResult::NoSuchMount => "no such mount in dfsd.conf",
+            CtlResult::AlreadyMounted => "already mounted",
+            CtlResult::NotMounted => "not mounted",
+            CtlResult::MountFailed => "mount failed: see the log",
+            CtlResult::Failed => "failed: see the log",
+        })
+    }
+}
+
+impl Message for CtlReq {
+    const CHANNEL: u32 = 7;
+
+    fn name(&self) -> &'static str {
+        match self {
+            CtlReq::ShowSummary => "IMSG_CTL_SHOW_SUMMARY",
+            CtlReq::ShowPeers => "IMSG_CTL_SHOW_PEER",
+            CtlReq::ShowMounts => "IMSG_CTL_SHOW_MOUNT",
+            CtlReq::ShowLog => "IMSG_CTL_SHOW_LOG",
+            CtlReq::LogVerbose(..) => "IMSG_CTL_LOG_VERBOSE",
+            CtlReq::Reload => "IMSG_CTL_RELOAD",
+            CtlReq::Stop => "IMSG_CTL_STOP",
+            CtlReq::Mount(..) => "IMSG_CTL_MOUNT",
+            CtlReq::Umount(..) => "IMSG_CTL_UMOUNT",
+        }
+    }
+}
+
+impl Message for CtlRep {
+    const CHANNEL: u32 = 8;
+
+    fn name(&self) -> &'static str {
+        match self {
+            CtlRep::Summary(..) => "IMSG_CTL_SHOW_SUMMARY",
+            CtlRep::Peer(..) => "IMSG_CTL_SHOW_PEER",
+            CtlRep::Mount(..) => "IMSG_CTL_SHOW_MOUNT",
+            CtlRep::Log(..) => "IMSG_CTL_SHOW_LOG",
+            CtlRep::End => "IMSG_CTL_END",
+            CtlRep::Result(..) => "IMSG_CTL_RESULT",
+        }
+    }
+}

@@ -1,0 +1,8 @@
+pub mod conf;
+pub mod ctl;
+pub mod fs;
+pub mod imsg;
+pub mod log;
+pub mod msg;
+pub mod sys;
+pub mod proc;
