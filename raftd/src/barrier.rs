@@ -1,0 +1,192 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! The read barrier: a point in the log such that whoever has applied it sees
+//! all that any node was told is done.  raftd only.
+//!
+//! The leader knows the point while its lease holds.  A follower asks it, with
+//! one question in flight that serves all who came before it was sent.
+
+use crate::peer::frame::{Conn, PeerMsg};
+use crate::peer::Peers;
+use crate::raft::Raft;
+use common::fs::FsError;
+use common::{log_debug, sys};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::ReadPolicy;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{timeout, timeout_at};
+
+const ASK_TIMEOUT: Duration = Duration::from_millis(500);
+/// Before a question that failed is asked again.
+const RETRY: Duration = Duration::from_millis(50);
+/// A suspend shorter than this cannot have cost the lease.
+const SUSPEND_MIN: Duration = Duration::from_millis(50);
+
+type Waiter = oneshot::Sender<u64>;
+
+#[derive(Clone)]
+pub struct Barrier {
+    raft: Raft,
+    /// Highest index applied on this node.
+    applied: watch::Receiver<u64>,
+    questions: mpsc::UnboundedSender<Waiter>,
+}
+
+impl Barrier {
+    /// Starts the task that asks.
+    pub fn start(raft: Raft, peers: Arc<Peers>, applied: watch::Receiver<u64>) -> Barrier {
+        let (questions, waiters) = mpsc::unbounded_channel();
+        tokio::spawn(ask(raft.clone(), peers, waiters));
+        Barrier {
+            raft,
+            applied,
+            questions,
+        }
+    }
+
+    /// Waits until this node has applied all that was acknowledged anywhere
+    /// before the call.
+    pub async fn wait(&self, deadline: Instant) -> Result<(), FsError> {
+        let index = match self.raft.is_leader() {
+            true => read_index(&self.raft).await,
+            false => None,
+        };
+        let index = match index {
+            Some(index) => index,
+            None => self.ask(deadline).await?,
+        };
+        self.applied(index, deadline).await
+    }
+
+    /// Waits until this node has applied `index`.
+    pub async fn applied(&self, index: u64, deadline: Instant) -> Result<(), FsError> {
+        let mut applied = self.applied.clone();
+        let wait = applied.wait_for(|&at| at >= index);
+        let waited = timeout_at(deadline.into(), wait).await;
+        match waited.map(|got| got.is_ok()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(FsError::Io),
+            Err(_) => Err(FsError::TimedOut),
+        }
+    }
+
+    async fn ask(&self, deadline: Instant) -> Result<u64, FsError> {
+        let (tx, rx) = oneshot::channel();
+        if self.questions.send(tx).is_err() {
+            return Err(FsError::Io);
+        }
+        match timeout_at(deadline.into(), rx).await {
+            Ok(Ok(index)) => Ok(index),
+            Ok(Err(_)) => Err(FsError::Io),
+            Err(_) => Err(FsError::NoQuorum),
+        }
+    }
+}
+
+/// The task: one question in flight for all who wait.
+async fn ask(raft: Raft, peers: Arc<Peers>, mut waiters: mpsc::UnboundedReceiver<Waiter>) {
+    let mut conn = None;
+    while let Some(first) = waiters.recv().await {
+        let mut all = vec![first];
+        while let Ok(more) = waiters.try_recv() {
+            all.push(more);
+        }
+        let index = loop {
+            all.retain(|w| !w.is_closed());
+            if all.is_empty() {
+                break None;
+            }
+            match question(&raft, &peers, &mut conn).await {
+                Ok(Some(index)) => break Some(index),
+                Ok(None) => {}
+                Err(e) => {
+                    conn = None;
+                    log_debug!("read barrier: {e}");
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        };
+        for waiter in all {
+            // A waiter without an index has gone already.
+            index.map(|index| waiter.send(index));
+        }
+    }
+}
+
+/// Asks whoever leads; None when nobody can tell now.
+async fn question(raft: &Raft, peers: &Peers, conn: &mut Option<Conn>) -> io::Result<Option<u64>> {
+    let leader = raft.server_metrics().borrow_watched().current_leader;
+    let Some(leader) = leader else {
+        return Ok(None);
+    };
+    if leader == peers.me.node {
+        return Ok(read_index(raft).await);
+    }
+    let mut to = match conn.take() {
+        Some(to) if to.peer == leader => to,
+        _ => peers.connect(leader, ASK_TIMEOUT).await?,
+    };
+    let exchange = async {
+        to.writer.write(PeerMsg::ReadIndex).await?;
+        to.reader.read().await
+    };
+    let rep = timeout(ASK_TIMEOUT, exchange)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    match rep {
+        Some(PeerMsg::ReadIndexRep(index)) => {
+            *conn = Some(to);
+            Ok(index)
+        }
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// On the leader: up to where a read that comes now must wait; None when it
+/// does not lead, or cannot prove that it does.
+pub async fn read_index(raft: &Raft) -> Option<u64> {
+    let policy = match suspended() {
+        false => ReadPolicy::LeaseRead,
+        true => ReadPolicy::ReadIndex,
+    };
+    let answer = timeout(ASK_TIMEOUT, raft.get_read_log_id(policy)).await;
+    match answer {
+        Ok(Ok((id, _))) => Some(id.index()),
+        _ => None,
+    }
+}
+
+/// Whether the machine slept since the last call.  openraft measures its
+/// lease on a clock that stands still meanwhile, so that a leader which woke
+/// up would trust a lease that has long run out.
+fn suspended() -> bool {
+    static START: OnceLock<(Instant, Duration)> = OnceLock::new();
+    static SLEPT: AtomicU64 = AtomicU64::new(0);
+    let Ok(boottime) = sys::clock::boottime() else {
+        return true;
+    };
+    let (awake, all) = START.get_or_init(|| (Instant::now(), boottime));
+    let slept = boottime
+        .saturating_sub(*all)
+        .saturating_sub(awake.elapsed());
+    let slept = slept.as_millis() as u64;
+    let before = SLEPT.fetch_max(slept, Ordering::Relaxed);
+    slept > before + SUSPEND_MIN.as_millis() as u64
+}

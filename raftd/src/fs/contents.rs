@@ -1,0 +1,185 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+//! Contents: write, truncate, and the one-way move from the inode record to a
+//! backing file.  Runs in raftd, pure; the bytes of backing files are moved
+//! afterwards, as the effects say.
+
+#![forbid(unsafe_code)]
+
+use super::apply::Apply;
+use super::inode::{self, is_regular, Contents, Inode, ReadError};
+use super::op::WriteAt;
+use super::space::{self, Plan};
+use super::{Change, DataOp, Reply};
+use crate::payload::Payload;
+use crate::store::meta::MetaError;
+use common::fs::{FsError, InodeNo, FILE_MAX, INLINE_MAX};
+
+/// Only regular files have bytes to write or cut.
+pub(super) fn check_file(inode: &Inode) -> Result<(), FsError> {
+    if inode.is_dir() {
+        return Err(FsError::IsDir);
+    }
+    if !is_regular(inode.mode) {
+        return Err(FsError::Invalid);
+    }
+    Ok(())
+}
+
+impl Apply<'_, '_> {
+    pub(super) fn write(
+        &mut self,
+        ino: InodeNo,
+        at: WriteAt,
+        kill_priv: bool,
+        payload: &Payload,
+    ) -> Result<Reply, ReadError> {
+        let mut inode = inode::load(self.tx, ino)?;
+        check_file(&inode)?;
+        let offset = match at {
+            WriteAt::Offset(offset) => offset,
+            WriteAt::End => inode.size(),
+        };
+        let end = offset.checked_add(u64::from(payload.len));
+        let end = end.filter(|e| *e <= FILE_MAX).ok_or(FsError::TooBig)?;
+        if payload.len > 0 {
+            match &mut inode.contents {
+                Contents::Inline(bytes) if end <= INLINE_MAX as u64 => {
+                    write_inline(bytes, offset as usize, payload)?;
+                }
+                _ => self.write_backing(ino, &mut inode, offset, end)?,
+            }
+            if kill_priv {
+                inode.kill_priv();
+            }
+            inode.touch(self.time);
+            inode::put(self.tx, ino, &inode)?;
+            self.changed(ino, Some(offset));
+        }
+        let attr = inode.attr(ino);
+        Ok(Reply::Written { offset, attr })
+    }
+
+    fn write_backing(
+        &mut self,
+        ino: InodeNo,
+        inode: &mut Inode,
+        offset: u64,
+        end: u64,
+    ) -> Result<(), ReadError> {
+        let mut plan = Plan::new(ino);
+        if let Contents::Inline(bytes) = &inode.contents {
+            plan.add(self.tx, 0..bytes.len() as u64)?;
+        }
+        plan.add(self.tx, offset..end)?;
+        self.take(ino, inode, &plan)?;
+        if let Contents::Backing { size, .. } = &mut inode.contents {
+            *size = end.max(*size);
+        }
+        self.effects.data.push(DataOp::Write { ino, offset });
+        Ok(())
+    }
+
+    /// Gives the file a new size.  Answers the offset from where its bytes
+    /// have changed, if they have.
+    pub(super) fn resize(
+        &mut self,
+        ino: InodeNo,
+        inode: &mut Inode,
+        size: u64,
+    ) -> Result<Option<u64>, ReadError> {
+        check_file(inode)?;
+        if size > FILE_MAX {
+            return Err(FsError::TooBig.into());
+        }
+        let old = inode.size();
+        if size == old {
+            return Ok(None);
+        }
+        match &mut inode.contents {
+            Contents::Inline(bytes) if size <= INLINE_MAX as u64 => {
+                bytes.resize(size as usize, 0);
+            }
+            _ => self.resize_backing(ino, inode, size)?,
+        }
+        inode.data_version += 1;
+        Ok(Some(size.min(old)))
+    }
+
+    fn resize_backing(
+        &mut self,
+        ino: InodeNo,
+        inode: &mut Inode,
+        new: u64,
+    ) -> Result<(), ReadError> {
+        let mut plan = Plan::new(ino);
+        if let Contents::Inline(bytes) = &inode.contents {
+            plan.add(self.tx, 0..bytes.len() as u64)?;
+        }
+        self.take(ino, inode, &plan)?;
+        if let Contents::Backing { size, blocks } = &mut inode.contents {
+            if new < *size {
+                let freed = space::cut(self.tx, ino, new)?;
+                *blocks = blocks
+                    .checked_sub(freed)
+                    .ok_or(MetaError::Corrupt("inode"))?;
+                self.give_back(freed)?;
+            }
+            *size = new;
+        }
+        self.effects.data.push(DataOp::Truncate { ino, size: new });
+        Ok(())
+    }
+
+    /// Takes the planned blocks, or refuses before anything has changed; what
+    /// is inline moves out.
+    fn take(&mut self, ino: InodeNo, inode: &mut Inode, plan: &Plan) -> Result<(), ReadError> {
+        self.sup.check_blocks(plan.blocks)?;
+        self.sup.used_blocks += plan.blocks;
+        plan.save(self.tx);
+        match &mut inode.contents {
+            Contents::Inline(bytes) => {
+                let contents = std::mem::take(bytes);
+                inode.contents = Contents::Backing {
+                    size: contents.len() as u64,
+                    blocks: plan.blocks,
+                };
+                self.effects.data.push(DataOp::Spill { ino, contents });
+                self.effects.changes.push(Change::Spilled { ino });
+            }
+            Contents::Backing { blocks, .. } => *blocks += plan.blocks,
+            _ => return Err(MetaError::Corrupt("inode").into()),
+        }
+        Ok(())
+    }
+
+    pub(super) fn give_back(&mut self, blocks: u64) -> Result<(), MetaError> {
+        let left = self.sup.used_blocks.checked_sub(blocks);
+        self.sup.used_blocks = left.ok_or(MetaError::Corrupt("super"))?;
+        Ok(())
+    }
+}
+
+fn write_inline(bytes: &mut Vec<u8>, offset: usize, payload: &Payload) -> Result<(), MetaError> {
+    let new = payload.bytes()?;
+    let end = offset + new.len();
+    if bytes.len() < end {
+        bytes.resize(end, 0);
+    }
+    match bytes.get_mut(offset..end) {
+        Some(place) => place.copy_from_slice(&new),
+        None => return Err(MetaError::Corrupt("payload")),
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+//! Room: which blocks files have, how much the tree takes, and what the
+//! voters say they can hold.  Runs in raftd, pure.  The disk of this node is
+//! never asked: only what is in the log may refuse an operation.
+
+#![forbid(unsafe_code)]
+
+use super::inode::{key, key2, number};
+use crate::store::meta::{MetaError, View, Writer};
+use common::fs::{FsError, InodeNo, NodeId, Statfs, BLOCK};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+const SUPER: &[u8] = b"s";
+const CAPACITY: u8 = b'k';
+const EXTENT: u8 = b'e';
+
+/// Blocks of one extent.
+const BITS: u64 = 256;
+
+/// What statfs tells before any voter has reported.
+const UNKNOWN_BYTES: u64 = 1 << 50;
+const UNKNOWN_INODES: u64 = 1 << 32;
+
+/// The counters of the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Super {
+    pub next_ino: InodeNo,
+    /// Blocks of all backing files.
+    pub used_blocks: u64,
+    pub used_inodes: u64,
+    /// The least that any voter can hold; None while none has said.
+    pub room: Option<Capacity>,
+    /// No live peer needs the log up to and including this index.
+    pub floor: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+impl Super {
+    /// May this many blocks be taken?  Giving back and overwriting always may.
+    pub(super) fn check_blocks(&self, blocks: u64) -> Result<(), FsError> {
+        let room = self.room.map_or(u64::MAX, |r| r.bytes / BLOCK);
+        if blocks > 0 && self.used_blocks.saturating_add(blocks) > room {
+            return Err(FsError::NoSpace);
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_inode(&self) -> Result<(), FsError> {
+        if self.room.is_some_and(|r| self.used_inodes >= r.inodes) {
+            return Err(FsError::NoSpace);
+        }
+        Ok(())
+    }
+}
+
+/// None before the tree has been made.
+pub(super) fn find(v: &View<'_>) -> Result<Option<Super>, MetaError> {
+    v.load(SUPER, "super")
+}
+
+pub fn load(v: &View<'_>) -> Result<Super, MetaError> {
+    find(v)?.ok_or(MetaError::Corrupt("super"))
+}
+
+pub(super) fn save(tx: &mut Writer<'_>, sup: &Super) -> Result<(), MetaError> {
+    tx.save(SUPER, sup, "super")
+}
+
+/// No live peer needs the log up to and including this index.
+pub fn floor(v: &View<'_>) -> Result<u64, MetaError> {
+    Ok(load(v)?.floor)
+}
+
+pub fn statfs(v: &View<'_>) -> Result<Statfs, MetaError> {
+    let sup = load(v)?;
+    let used = sup.used_blocks.saturating_mul(BLOCK);
+    let bytes = sup
+        .room
+        .map_or(used.saturating_add(UNKNOWN_BYTES), |r| r.bytes);
+    let inodes = sup
+        .room
+        .map_or(sup.used_inodes.saturating_add(UNKNOWN_INODES), |r| r.inodes);
+    Ok(Statfs {
+        bytes,
+        bytes_free: bytes.saturating_sub(used),
+        inodes,
+        inodes_free: inodes.saturating_sub(sup.used_inodes),
+    })
+}
+
+/// Takes down what a voter can hold, and answers the least of all.
+pub(super) fn report(
+    tx: &mut Writer<'_>,
+    node: NodeId,
+    capacity: Capacity,
+) -> Result<Option<Capacity>, MetaError> {
+    tx.save(&key(CAPACITY, node.0), &capacity, "capacity")?;
+    let mut least: Option<Capacity> = None;
+    for item in tx.range(&[], &[CAPACITY])? {
+        let (_, value) = item?;
+        let c: Capacity = crate::store::meta::decode(value, "capacity")?;
+        least = Some(match least {
+            None => c,
+            Some(l) => Capacity {
+                bytes: l.bytes.min(c.bytes),
+                inodes: l.inodes.min(c.inodes),
+            },
+        });
+    }
+    Ok(least)
+}
+
+/// Which blocks of an extent are there.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Bitmap([u64; 4]);
+
+impl Bitmap {
+    fn decode(value: &[u8]) -> Result<Bitmap, MetaError> {
+        if value.len() != 32 {
+            return Err(MetaError::Corrupt("extent"));
+        }
+        let mut words = [0; 4];
+        for (word, at) in words.iter_mut().zip([0, 8, 16, 24]) {
+            *word = number(value, at)?;
+        }
+        Ok(Bitmap(words))
+    }
+
+    fn encode(self) -> Vec<u8> {
+        self.0.iter().flat_map(|w| w.to_be_bytes()).collect()
+    }
+
+    fn count(self) -> u64 {
+        self.0.iter().map(|w| u64::from(w.count_ones())).sum()
+    }
+
+    /// The words of a run of blocks, each a mask.
+    fn run(blocks: Range<u64>) -> Bitmap {
+        let mut words = [0; 4];
+        for (word, first) in words.iter_mut().zip([0, 64, 128, 192]) {
+            let from = blocks.start.clamp(first, first + 64) - first;
+            let to = blocks.end.clamp(first, first + 64) - first;
+            let below = |n: u64| if n == 64 { u64::MAX } else { (1 << n) - 1 };
+            *word = below(to) & !below(from);
+        }
+        Bitmap(words)
+    }
+
+    fn or(self, other: Bitmap) -> Bitmap {
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = other.0;
+        Bitmap([a | e, b | f, c | g, d | h])
+    }
+
+    fn without(self, other: Bitmap) -> Bitmap {
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = other.0;
+        Bitmap([a & !e, b & !f, c & !g, d & !h])
+    }
+}
+
+/// Blocks that a write will take, found before anything is changed.
+pub(super) struct Plan {
+    ino: InodeNo,
+    extents: BTreeMap<u64, Bitmap>,
+    /// Those that are not there yet.
+    pub blocks: u64,
+}
+
+impl Plan {
+    pub fn new(ino: InodeNo) -> Plan {
+        Plan {
+            ino,
+            extents: BTreeMap::new(),
+            blocks: 0,
+        }
+    }
+
+    /// The bytes of this range need blocks.
+    pub fn add(&mut self, v: &View<'_>, bytes: Range<u64>) -> Result<(), MetaError> {
+        let blocks = bytes.start / BLOCK..bytes.end.div_ceil(BLOCK);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        for extent in blocks.start / BITS..blocks.end.div_ceil(BITS) {
+            let base = extent * BITS;
+            let old = match self.extents.get(&extent) {
+                Some(planned) => *planned,
+                None => bitmap(v, self.ino, extent)?,
+            };
+            let from = blocks.start.max(base) - base;
+            let to = (blocks.end - base).min(BITS);
+            let new = old.or(Bitmap::run(from..to));
+            if new != old {
+                self.blocks += new.count() - old.count();
+                self.extents.insert(extent, new);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn save(&self, tx: &mut Writer<'_>) {
+        for (extent, bitmap) in &self.extents {
+            tx.put(&key2(EXTENT, self.ino.0, *extent), bitmap.encode());
+        }
+    }
+}
+
+fn bitmap(v: &View<'_>, ino: InodeNo, extent: u64) -> Result<Bitmap, MetaError> {
+    match v.get(&key2(EXTENT, ino.0, extent))? {
+        Some(value) => Bitmap::decode(value),
+        None => Ok(Bitmap::default()),
+    }
+}
+
+/// Gives back all blocks that lie whole at or beyond this size; answers how
+/// many.
+pub(super) fn cut(tx: &mut Writer<'_>, ino: InodeNo, size: u64) -> Result<u64, MetaError> {
+    let first = size.div_ceil(BLOCK);
+    let mut cut = Vec::new();
+    for item in tx.range(&key2(EXTENT, ino.0, first / BITS), &key(EXTENT, ino.0))? {
+        let (key, value) = item?;
+        cut.push((number(key, 9)?, Bitmap::decode(value)?));
+    }
+    let mut freed = 0;
+    for (extent, old) in cut {
+        let keep = first.saturating_sub(extent * BITS).min(BITS);
+        let new = old.without(Bitmap::run(keep..BITS));
+        freed += old.count() - new.count();
+        let key = key2(EXTENT, ino.0, extent);
+        if new == Bitmap::default() {
+            tx.delete(&key)?;
+        } else if new != old {
+            tx.put(&key, new.encode());
+        }
+    }
+    Ok(freed)
+}
+
+/// The blocks that a file has, counted.
+pub fn count(v: &View<'_>, ino: InodeNo) -> Result<u64, MetaError> {
+    let mut blocks = 0;
+    for item in v.range(&[], &key(EXTENT, ino.0))? {
+        blocks += Bitmap::decode(item?.1)?.count();
+    }
+    Ok(blocks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs() {
+        for (from, to) in [(0, 0), (0, 1), (63, 65), (0, 256), (255, 256), (10, 200)] {
+            let run = Bitmap::run(from..to);
+            assert_eq!(run.count(), to - from);
+            let bits = run.0.iter().enumerate();
+            let set: Vec<u64> = bits
+                .flat_map(|(i, w)| {
+                    (0..64)
+                        .filter(move |b| w >> b & 1 == 1)
+                        .map(move |b| i as u64 * 64 + b)
+                })
+                .collect();
+            assert_eq!(set, (from..to).collect::<Vec<_>>());
+            assert!(Bitmap::decode(&run.encode()).is_ok_and(|b| b == run));
+        }
+        assert!(Bitmap::decode(&[0; 31]).is_err());
+    }
+}

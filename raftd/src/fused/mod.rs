@@ -1,0 +1,522 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! The fused processes of this node: who has what open, what must be told to
+//! whom, and (request.rs) what they ask for.  raftd only.
+//!
+//! A change that this node applied is pushed to every fused but the one that
+//! asked for it, before that one has its answer; and only if that kernel was
+//! ever told of the inode, since it cannot cache what it does not know.
+
+mod lane;
+mod request;
+
+use crate::barrier::Barrier;
+use crate::fs::op::Op;
+use crate::fs::{dirent, inode, Change};
+use crate::propose::Proposer;
+use crate::store::state_machine::Applied;
+use crate::store::Store;
+use bytes::Bytes;
+use common::conf::{Mount, MountId};
+use common::ctl::{CtlMount, MountState};
+use common::fs::{Attr, FsError, InodeNo, ReqId, SetAttr, SetTime, Time};
+use common::imsg::Imsg;
+use common::msg::{FsRep, FusedToRaftd, Lane as LaneKind, RaftdToFused};
+use common::{log_info, log_warnx};
+use lane::Lane;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{watch, Notify};
+
+/// Orphans that nobody here holds are let go in batches.
+const RELEASE_DELAY: Duration = Duration::from_millis(100);
+const RELEASE_MAX: usize = 1024;
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Beyond so many inodes a kernel counts as knowing all.
+const TOLD_MAX: usize = 1 << 18;
+
+/// All mounts of this node, and what they share.
+pub struct Mounts {
+    pub store: Arc<Store>,
+    pub proposer: Arc<Proposer>,
+    pub barrier: Barrier,
+    /// True once this node has applied all that was in its log at the start
+    /// and committed: before that it would show the past.
+    pub recovered: watch::Receiver<bool>,
+    pub quorum: watch::Receiver<bool>,
+    /// Highest index applied here.
+    pub applied: watch::Receiver<u64>,
+    table: RwLock<BTreeMap<MountId, Arc<Fused>>>,
+    queued: Mutex<HashMap<InodeNo, Queued>>,
+    orphans: Mutex<HashSet<InodeNo>>,
+    orphaned: Notify,
+}
+
+/// Mutations of an inode that are accepted and not yet applied.
+struct Queued {
+    count: u32,
+    /// Ticket of the last of them, see Mounts::settled.
+    last: u64,
+    /// Moves as they are resolved.
+    resolved: watch::Sender<u64>,
+    /// The attributes as they will be.
+    attr: Option<Attr>,
+}
+
+/// One mount.
+pub struct Fused {
+    mounts: Arc<Mounts>,
+    pub conf: Mount,
+    control: Arc<Lane>,
+    bulk: Arc<Lane>,
+    /// The subtree's root, once it could be looked up.
+    root: OnceLock<InodeNo>,
+    open: Mutex<HashMap<InodeNo, Open>>,
+    told: Mutex<Told>,
+    handles: AtomicU64,
+}
+
+#[derive(Default)]
+struct Open {
+    count: u32,
+    /// Made by one of these opens, so that its attributes may be queued.
+    created: bool,
+}
+
+/// The inodes that a kernel may have cached.
+enum Told {
+    Some(HashSet<InodeNo>),
+    All,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl Mounts {
+    pub fn new(
+        store: Arc<Store>,
+        proposer: Arc<Proposer>,
+        barrier: Barrier,
+        recovered: watch::Receiver<bool>,
+        quorum: watch::Receiver<bool>,
+        applied: watch::Receiver<u64>,
+    ) -> Arc<Mounts> {
+        Arc::new(Mounts {
+            store,
+            proposer,
+            barrier,
+            recovered,
+            quorum,
+            applied,
+            table: RwLock::new(BTreeMap::new()),
+            queued: Mutex::new(HashMap::new()),
+            orphans: Mutex::new(HashSet::new()),
+            orphaned: Notify::new(),
+        })
+    }
+
+    fn all(&self) -> Vec<Arc<Fused>> {
+        let table = self.table.read().unwrap_or_else(|e| e.into_inner());
+        table.values().cloned().collect()
+    }
+
+    /// A fused has both its sockets: serve it.
+    pub fn attach(
+        self: &Arc<Self>,
+        conf: Mount,
+        control: OwnedFd,
+        bulk: OwnedFd,
+    ) -> io::Result<()> {
+        let (control, control_reader) = Lane::new(control)?;
+        let (bulk, bulk_reader) = Lane::new(bulk)?;
+        let id = conf.id;
+        let fused = Arc::new(Fused {
+            mounts: self.clone(),
+            conf,
+            control,
+            bulk,
+            root: OnceLock::new(),
+            open: Mutex::new(HashMap::new()),
+            told: Mutex::new(Told::Some(HashSet::new())),
+            handles: AtomicU64::new(0),
+        });
+        let old = {
+            let mut table = self.table.write().unwrap_or_else(|e| e.into_inner());
+            table.insert(id, fused.clone())
+        };
+        if let Some(old) = old {
+            old.shutdown();
+        }
+        let quorum = *self.quorum.borrow();
+        fused.push(&RaftdToFused::Quorum(quorum));
+        tokio::spawn(fused.clone().serve(fused.control.clone(), control_reader));
+        tokio::spawn(fused.clone().serve(fused.bulk.clone(), bulk_reader));
+        Ok(())
+    }
+
+    /// A lane has ended: the mount is gone, and what it held open with it.
+    fn detach(&self, fused: &Arc<Fused>) {
+        fused.shutdown();
+        let mut table = self.table.write().unwrap_or_else(|e| e.into_inner());
+        if table
+            .get(&fused.conf.id)
+            .is_some_and(|f| Arc::ptr_eq(f, fused))
+        {
+            table.remove(&fused.conf.id);
+        }
+        drop(table);
+        let held: Vec<InodeNo> = locked(&fused.open).drain().map(|(ino, _)| ino).collect();
+        held.into_iter().for_each(|ino| self.closed(ino));
+    }
+
+    pub fn show(&self, confs: &[Mount]) -> Vec<CtlMount> {
+        let table = self.table.read().unwrap_or_else(|e| e.into_inner());
+        confs
+            .iter()
+            .map(|conf| {
+                let fused = table.get(&conf.id);
+                CtlMount {
+                    id: conf.id,
+                    point: conf.point.to_string_lossy().into_owned(),
+                    subtree: conf.subtree.to_string_lossy().into_owned(),
+                    read_only: conf.read_only,
+                    open: fused.map_or(0, |f| f.handles.load(Ordering::Relaxed)),
+                    state: match fused {
+                        None => MountState::Detached,
+                        Some(_) if *self.recovered.borrow() => MountState::Serving,
+                        Some(_) => MountState::Starting,
+                    },
+                }
+            })
+            .collect()
+    }
+
+    /// Pushes what an entry changed; called in log order, before the answer
+    /// to whoever asked for it.  `from` is the mount that did.
+    pub fn changed(&self, applied: &Applied, from: Option<MountId>) {
+        if applied.changes.is_empty() {
+            return;
+        }
+        let all = self.all();
+        for change in &applied.changes {
+            for fused in &all {
+                fused.change(change, applied.index, from == Some(fused.conf.id));
+            }
+            if let Change::Orphan { ino } = change {
+                if !all.iter().any(|f| f.has_open(*ino)) {
+                    self.let_go(*ino);
+                }
+            }
+        }
+    }
+
+    /// Nobody here holds the orphan: the log must know.
+    fn let_go(&self, ino: InodeNo) {
+        locked(&self.orphans).insert(ino);
+        self.orphaned.notify_one();
+    }
+
+    /// A mount has closed its last handle of the inode.
+    fn closed(&self, ino: InodeNo) {
+        if self.all().iter().any(|f| f.has_open(ino)) {
+            return;
+        }
+        let nlink = inode::getattr(&self.store.meta().read(), ino).map(|a| a.nlink);
+        if nlink.is_ok_and(|n| n == 0) {
+            self.let_go(ino);
+        }
+    }
+
+    /// The task that proposes the release of orphans.
+    pub async fn release_orphans(self: Arc<Self>) {
+        loop {
+            self.orphaned.notified().await;
+            tokio::time::sleep(RELEASE_DELAY).await;
+            loop {
+                let inodes: Vec<InodeNo> = {
+                    let mut orphans = locked(&self.orphans);
+                    let some: Vec<_> = orphans.iter().copied().take(RELEASE_MAX).collect();
+                    orphans.retain(|ino| !some.contains(ino));
+                    some
+                };
+                if inodes.is_empty() {
+                    break;
+                }
+                let room = self.proposer.room(0).await;
+                let deadline = Instant::now() + RELEASE_TIMEOUT;
+                let op = Op::Release { inodes };
+                let done = Box::new(|_, _| {});
+                self.proposer
+                    .propose(op, Bytes::new(), deadline, room, None, done);
+            }
+        }
+    }
+
+    /// Tells every fused when the quorum is lost or found.
+    pub async fn watch_quorum(self: Arc<Self>) {
+        let mut quorum = self.quorum.clone();
+        while quorum.changed().await.is_ok() {
+            let now = *quorum.borrow_and_update();
+            match now {
+                true => log_info!("quorum"),
+                false => log_warnx!("no quorum"),
+            }
+            for fused in self.all() {
+                fused.push(&RaftdToFused::Quorum(now));
+            }
+        }
+    }
+
+    /// Notes a mutation that is accepted, and what it makes of the
+    /// attributes; returns them.
+    fn queue(&self, ino: InodeNo, change: impl FnOnce(&mut Attr)) -> Option<Attr> {
+        let mut queued = locked(&self.queued);
+        let entry = match queued.entry(ino) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Queued {
+                count: 0,
+                last: 0,
+                resolved: watch::Sender::new(0),
+                attr: inode::getattr(&self.store.meta().read(), ino).ok(),
+            }),
+        };
+        entry.count += 1;
+        entry.last += 1;
+        if let Some(attr) = &mut entry.attr {
+            change(attr);
+        }
+        entry.attr.clone()
+    }
+
+    /// One of the inode's queued mutations is resolved; they are in order.
+    fn unqueue(&self, ino: InodeNo) {
+        let mut queued = locked(&self.queued);
+        if let Some(entry) = queued.get_mut(&ino) {
+            entry.count -= 1;
+            let left = u64::from(entry.count);
+            entry.resolved.send_replace(entry.last - left);
+            if entry.count == 0 {
+                queued.remove(&ino);
+            }
+        }
+    }
+
+    fn has_queued(&self, ino: InodeNo) -> bool {
+        locked(&self.queued).contains_key(&ino)
+    }
+
+    /// Waits until all that is queued for the inode now is resolved.
+    async fn settled(&self, ino: InodeNo, deadline: Instant) -> Result<(), FsError> {
+        let wait = locked(&self.queued)
+            .get(&ino)
+            .map(|q| (q.resolved.subscribe(), q.last));
+        let Some((mut resolved, last)) = wait else {
+            return Ok(());
+        };
+        let wait = resolved.wait_for(|&r| r >= last);
+        let waited = tokio::time::timeout_at(deadline.into(), wait).await;
+        // The sender is gone when the last one is resolved.
+        waited.map(drop).map_err(|_| FsError::TimedOut)
+    }
+}
+
+/// What a SETATTR will make of the attributes, but for times that only the
+/// leader's clock can tell.
+fn preview(attr: &mut Attr, set: &SetAttr) {
+    let mode = set.mode.unwrap_or(attr.mode);
+    attr.mode = (attr.mode & common::fs::S_IFMT) | (mode & !common::fs::S_IFMT);
+    attr.uid = set.uid.unwrap_or(attr.uid);
+    attr.gid = set.gid.unwrap_or(attr.gid);
+    attr.size = set.size.unwrap_or(attr.size);
+    let time = |set: Option<SetTime>, now: Time| match set {
+        Some(SetTime::At(time)) => time,
+        Some(SetTime::Now) | None => now,
+    };
+    attr.atime = time(set.atime, attr.atime);
+    attr.mtime = time(set.mtime, attr.mtime);
+}
+
+impl Told {
+    fn add(&mut self, ino: InodeNo) {
+        if let Told::Some(set) = self {
+            set.insert(ino);
+            if set.len() > TOLD_MAX {
+                *self = Told::All;
+            }
+        }
+    }
+
+    fn has(&self, ino: InodeNo) -> bool {
+        match self {
+            Told::Some(set) => set.contains(&ino),
+            Told::All => true,
+        }
+    }
+}
+
+impl Fused {
+    async fn serve(self: Arc<Self>, lane: Arc<Lane>, reader: lane::Reader) {
+        let ended = lane.read(reader, |imsg| self.dispatch(imsg)).await;
+        if let Err(e) = ended {
+            log_warnx!("mount {}: {e}", self.conf.point.display());
+        }
+        self.mounts.detach(&self);
+    }
+
+    fn dispatch(self: &Arc<Self>, imsg: Imsg<FusedToRaftd>) {
+        match imsg.msg {
+            FusedToRaftd::Req { id, cred, op } => {
+                let (frame, at) = (imsg.frame, imsg.bulk_at);
+                let bulk = Bytes::from(frame).slice(at..);
+                self.request(id, cred, op, bulk);
+            }
+            // Only a snapshot install revokes.
+            FusedToRaftd::RevokeAck { ino } => {
+                log_warnx!("dispatch_fused: unexpected IMSG_FS_REVOKE_ACK for {ino}");
+            }
+        }
+    }
+
+    fn shutdown(&self) {
+        self.control.shutdown();
+        self.bulk.shutdown();
+    }
+
+    fn push(&self, msg: &RaftdToFused) {
+        self.control.send(msg, None, Bytes::new());
+    }
+
+    fn has_open(&self, ino: InodeNo) -> bool {
+        locked(&self.open).contains_key(&ino)
+    }
+
+    fn change(&self, change: &Change, index: u64, own: bool) {
+        let told = |ino: InodeNo| self.shown(ino).filter(|_| locked(&self.told).has(ino));
+        match change {
+            Change::Inode { ino, data } if !own => {
+                if let Some(ino) = told(*ino) {
+                    let data = *data;
+                    self.push(&RaftdToFused::InvalInode { ino, data, index });
+                }
+            }
+            Change::Entry { parent, name, lost } if !own => {
+                if let Some(parent) = told(*parent) {
+                    let lost = lost.and_then(|ino| self.shown(ino));
+                    let name = name.clone();
+                    self.push(&RaftdToFused::InvalEntry {
+                        parent,
+                        name,
+                        lost,
+                        index,
+                    });
+                }
+            }
+            Change::Spilled { ino } => self.spilled(*ino),
+            _ => {}
+        }
+    }
+
+    /// Offers the new backing file to a mount that has the inode open.
+    fn spilled(&self, ino: InodeNo) {
+        let Some(shown) = self.shown(ino).filter(|_| self.has_open(ino)) else {
+            return;
+        };
+        if let Ok(fd) = self.mounts.store.data().open_read(ino) {
+            let msg = RaftdToFused::Backing { ino: shown };
+            self.control.send(&msg, Some(fd), Bytes::new());
+        }
+    }
+
+    /// The number by which the mount knows the inode: its root is always 1.
+    /// None for an inode that it cannot see.
+    fn shown(&self, ino: InodeNo) -> Option<InodeNo> {
+        match self.root.get() {
+            Some(root) if ino == *root => Some(InodeNo::ROOT),
+            Some(_) if ino == InodeNo::ROOT => None,
+            Some(_) => Some(ino),
+            None => None,
+        }
+    }
+
+    /// The other way round.
+    fn real(&self, ino: InodeNo) -> Result<InodeNo, FsError> {
+        if ino != InodeNo::ROOT {
+            return Ok(ino);
+        }
+        if let Some(root) = self.root.get() {
+            return Ok(*root);
+        }
+        let path = self.conf.subtree.as_os_str().as_bytes();
+        let meta = self.mounts.store.meta();
+        let root = dirent::walk(&meta.read(), path).map_err(request::fs_error)?;
+        Ok(*self.root.get_or_init(|| root))
+    }
+
+    fn show_attr(&self, mut attr: Attr) -> Attr {
+        locked(&self.told).add(attr.ino);
+        attr.ino = self.shown(attr.ino).unwrap_or(attr.ino);
+        attr
+    }
+
+    fn reply(&self, id: ReqId, index: u64, result: Result<FsRep, FsError>) {
+        self.reply_with(id, index, result, None, Bytes::new());
+    }
+
+    fn reply_with(
+        &self,
+        id: ReqId,
+        index: u64,
+        result: Result<FsRep, FsError>,
+        fd: Option<OwnedFd>,
+        bulk: Bytes,
+    ) {
+        let lane = match &result {
+            Ok(FsRep::Data { .. }) => &self.bulk,
+            _ => &self.control,
+        };
+        lane.send(&RaftdToFused::Rep { id, index, result }, fd, bulk);
+    }
+}
+
+/// Which of the two sockets of a fused has come so far.
+#[derive(Default)]
+pub struct Pair {
+    control: Option<OwnedFd>,
+    bulk: Option<OwnedFd>,
+}
+
+impl Pair {
+    /// Both, control first, once they are there.
+    pub fn add(&mut self, lane: LaneKind, fd: OwnedFd) -> Option<(OwnedFd, OwnedFd)> {
+        match lane {
+            LaneKind::Control => self.control = Some(fd),
+            LaneKind::Bulk => self.bulk = Some(fd),
+        }
+        match (self.control.take(), self.bulk.take()) {
+            (Some(control), Some(bulk)) => Some((control, bulk)),
+            (control, bulk) => {
+                *self = Pair { control, bulk };
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,610 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! What a fused asks for.  Reads are answered from the applied state; changes
+//! are proposed, and answered when this node has applied them.
+//!
+//! A request that cannot be answered at once (this node has not recovered,
+//! the window is full, its inode has changes queued, a barrier is needed)
+//! waits in a task of its own, so that none holds up another.
+
+use super::{locked, preview, Fused};
+use crate::fs::inode::{Contents, ReadError};
+use crate::fs::op::{Check, Op, RenameHow, WriteAt};
+use crate::fs::{dirent, inode, space, Outcome, Reply};
+use crate::propose::Room;
+use bytes::Bytes;
+use common::fatal;
+use common::fs::{Attr, Cookie, Cred, FsError, InodeNo, ReqId, SetAttr, IO_MAX};
+use common::msg::{FsOp, FsRep, RaftdToFused};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::time::timeout_at;
+
+type Answer = Result<FsRep, FsError>;
+
+/// A broken store must not answer anything any more.
+pub fn fs_error(e: ReadError) -> FsError {
+    match e {
+        ReadError::Fs(e) => e,
+        ReadError::Meta(e) => fatal!(e, "store"),
+    }
+}
+
+/// Whether the kernel judges ownership and the sticky bit before it asks.
+fn check(cred: Cred) -> Check {
+    match cfg!(target_os = "openbsd") {
+        true => Check::Apply(cred),
+        false => Check::Kernel,
+    }
+}
+
+impl Fused {
+    pub(super) fn request(self: &Arc<Self>, id: ReqId, cred: Cred, op: FsOp, bulk: Bytes) {
+        if let FsOp::Release { ino } = op {
+            return self.release(ino);
+        }
+        let deadline = Instant::now() + self.conf.timeout;
+        if *self.mounts.recovered.borrow() {
+            return self.begin(id, cred, op, bulk, deadline);
+        }
+        let fused = self.clone();
+        tokio::spawn(async move {
+            let mut recovered = fused.mounts.recovered.clone();
+            let wait = recovered.wait_for(|&r| r);
+            let waited = timeout_at(deadline.into(), wait).await;
+            match waited.is_ok_and(|got| got.is_ok()) {
+                true => fused.begin(id, cred, op, bulk, deadline),
+                false => fused.reply(id, 0, Err(FsError::NoQuorum)),
+            }
+        });
+    }
+
+    fn begin(self: &Arc<Self>, id: ReqId, cred: Cred, op: FsOp, bulk: Bytes, deadline: Instant) {
+        match op {
+            FsOp::Open { .. } | FsOp::Fsync { .. } => {
+                let fused = self.clone();
+                tokio::spawn(async move { fused.wait_for(id, cred, op, deadline).await });
+            }
+            FsOp::Lookup { .. }
+            | FsOp::Getattr { .. }
+            | FsOp::Readlink { .. }
+            | FsOp::Read { .. }
+            | FsOp::Readdir { .. }
+            | FsOp::Statfs => self.look(id, op, deadline),
+            _ => self.change_tree(id, cred, op, bulk, deadline),
+        }
+    }
+
+    fn applied(&self) -> u64 {
+        *self.mounts.applied.borrow()
+    }
+
+    /// A request that reads the applied state, once nothing is queued for
+    /// its inode.
+    fn look(self: &Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
+        // Before the state is read: it may be newer, never older.
+        let index = self.applied();
+        match self.unsettled(&op) {
+            None => self.answer(id, index, &op),
+            Some(ino) => {
+                let fused = self.clone();
+                tokio::spawn(async move {
+                    match fused.mounts.settled(ino, deadline).await {
+                        Ok(()) => {
+                            let index = fused.applied();
+                            fused.answer(id, index, &op);
+                        }
+                        Err(e) => fused.reply(id, index, Err(e)),
+                    }
+                });
+            }
+        }
+    }
+
+    /// The inode whose queued changes the request must see.
+    fn unsettled(&self, op: &FsOp) -> Option<InodeNo> {
+        let ino = match op {
+            FsOp::Getattr { ino } | FsOp::Read { ino, .. } => self.real(*ino).ok()?,
+            FsOp::Lookup { parent, name } => {
+                let parent = self.real(*parent).ok()?;
+                let meta = self.mounts.store.meta();
+                let found = dirent::lookup(&meta.read(), parent, name).ok()?;
+                found.ino
+            }
+            _ => return None,
+        };
+        self.mounts.has_queued(ino).then_some(ino)
+    }
+
+    fn answer(&self, id: ReqId, index: u64, op: &FsOp) {
+        let mut bulk = Bytes::new();
+        let answer = match op {
+            FsOp::Lookup { parent, name } => self.lookup(*parent, name),
+            FsOp::Getattr { ino } => self.getattr(*ino).map(FsRep::Attr),
+            FsOp::Readlink { ino } => self.readlink(*ino),
+            FsOp::Read { ino, offset, size } => self.read(*ino, *offset, *size).map(|bytes| {
+                let len = bytes.len() as u32;
+                bulk = bytes;
+                FsRep::Data { len }
+            }),
+            FsOp::Readdir {
+                ino,
+                after,
+                size,
+                plus,
+            } => self.readdir(*ino, *after, *size, *plus),
+            FsOp::Statfs => self.statfs(),
+            _ => Err(FsError::Unsupported),
+        };
+        self.reply_with(id, index, answer, None, bulk);
+    }
+
+    fn lookup(&self, parent: InodeNo, name: &[u8]) -> Answer {
+        let parent = self.real(parent)?;
+        let attr = {
+            let reader = self.mounts.store.meta().read();
+            dirent::lookup(&reader, parent, name).map_err(fs_error)?
+        };
+        let attr = self.show_attr(attr);
+        Ok(FsRep::Entry {
+            attr,
+            created: false,
+        })
+    }
+
+    fn getattr(&self, ino: InodeNo) -> Result<Attr, FsError> {
+        let ino = self.real(ino)?;
+        let attr = inode::getattr(&self.mounts.store.meta().read(), ino).map_err(fs_error)?;
+        Ok(self.show_attr(attr))
+    }
+
+    fn readlink(&self, ino: InodeNo) -> Answer {
+        let ino = self.real(ino)?;
+        let target = inode::readlink(&self.mounts.store.meta().read(), ino);
+        target.map(FsRep::Target).map_err(fs_error)
+    }
+
+    fn read(&self, ino: InodeNo, offset: u64, size: u32) -> Result<Bytes, FsError> {
+        let ino = self.real(ino)?;
+        let size = (size as usize).min(IO_MAX);
+        let inode = inode::load(&self.mounts.store.meta().read(), ino).map_err(fs_error)?;
+        match &inode.contents {
+            Contents::Inline(bytes) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                let from = from.min(bytes.len());
+                let to = from.saturating_add(size).min(bytes.len());
+                Ok(Bytes::copy_from_slice(bytes.get(from..to).unwrap_or(&[])))
+            }
+            Contents::Backing { .. } => {
+                let read = self.mounts.store.data().read(ino, offset, size);
+                read.map(Bytes::from).map_err(|e| {
+                    common::log_warn!(e, "inode {ino}: read");
+                    FsError::Io
+                })
+            }
+            _ => Err(FsError::Invalid),
+        }
+    }
+
+    fn readdir(&self, ino: InodeNo, after: Cookie, size: u32, plus: bool) -> Answer {
+        let ino = self.real(ino)?;
+        let size = (size as usize).min(IO_MAX);
+        let (mut entries, eof) = {
+            let reader = self.mounts.store.meta().read();
+            dirent::readdir(&reader, ino, after, size, plus).map_err(fs_error)?
+        };
+        for entry in &mut entries {
+            if self.mounts.has_queued(entry.ino) {
+                entry.attr = None;
+            }
+            entry.attr = entry.attr.take().map(|attr| self.show_attr(attr));
+            entry.ino = self.shown(entry.ino).unwrap_or(entry.ino);
+        }
+        Ok(FsRep::Dirents { entries, eof })
+    }
+
+    fn statfs(&self) -> Answer {
+        let reader = self.mounts.store.meta().read();
+        match space::statfs(&reader) {
+            Ok(statfs) => Ok(FsRep::Statfs(statfs)),
+            Err(e) => fatal!(e, "store"),
+        }
+    }
+
+    /// A request that waits for the log without adding to it.
+    async fn wait_for(self: Arc<Self>, id: ReqId, cred: Cred, op: FsOp, deadline: Instant) {
+        let answer = match op {
+            FsOp::Open { ino, truncate } => {
+                return self.open(id, cred, ino, truncate, deadline).await
+            }
+            FsOp::Fsync { ino } => match self.real(ino) {
+                Ok(ino) => self.mounts.settled(ino, deadline).await,
+                Err(e) => Err(e),
+            },
+            _ => Err(FsError::Unsupported),
+        };
+        let index = self.applied();
+        self.reply(id, index, answer.map(|()| FsRep::Done));
+    }
+
+    /// OPEN names an inode: after the barrier it must still be what some name
+    /// means, or be held open here.
+    async fn open(
+        self: Arc<Self>,
+        id: ReqId,
+        cred: Cred,
+        ino: InodeNo,
+        truncate: bool,
+        deadline: Instant,
+    ) {
+        let ready = async {
+            let ino = self.real(ino)?;
+            self.mounts.barrier.wait(deadline).await?;
+            self.mounts.settled(ino, deadline).await?;
+            Ok(ino)
+        };
+        let ino = match ready.await {
+            Ok(ino) => ino,
+            Err(e) => return self.reply(id, 0, Err(e)),
+        };
+        // Counted before it is looked at: from here on nobody lets it go.
+        let others = self.opened(ino, false);
+        let index = self.applied();
+        let found = inode::getattr(&self.mounts.store.meta().read(), ino).map_err(fs_error);
+        let attr = match found {
+            Ok(attr) if attr.nlink == 0 && !others => Err(FsError::Stale),
+            found => found,
+        };
+        match attr {
+            Err(e) => {
+                self.forget_open(ino);
+                self.reply(id, index, Err(e));
+            }
+            Ok(attr) if truncate && attr.is_file() && attr.size > 0 => {
+                self.open_truncating(id, cred, ino, deadline).await;
+            }
+            Ok(attr) => self.reply_opened(id, index, attr),
+        }
+    }
+
+    async fn open_truncating(
+        self: Arc<Self>,
+        id: ReqId,
+        cred: Cred,
+        ino: InodeNo,
+        deadline: Instant,
+    ) {
+        if self.conf.read_only {
+            self.forget_open(ino);
+            return self.reply(id, 0, Err(FsError::ReadOnly));
+        }
+        let room = self.mounts.proposer.room(0).await;
+        let set = SetAttr {
+            size: Some(0),
+            kill_priv: cred.uid != 0,
+            ..SetAttr::default()
+        };
+        // The kernel or, with the check, apply has granted the open.
+        let op = Op::Setattr {
+            ino,
+            set,
+            check: Check::Kernel,
+        };
+        let fused = self.clone();
+        let done = move |index, outcome: Outcome| match outcome {
+            Ok(Reply::Attr(attr)) => fused.reply_opened(id, index, attr),
+            Ok(_) => fused.reply(id, index, Err(FsError::Io)),
+            Err(e) => {
+                fused.forget_open(ino);
+                fused.reply(id, index, Err(e));
+            }
+        };
+        self.propose(op, Bytes::new(), deadline, room, done);
+    }
+
+    fn reply_opened(&self, id: ReqId, index: u64, attr: Attr) {
+        let fd = self.backing(&attr);
+        let attr = self.show_attr(attr);
+        self.reply_with(id, index, Ok(FsRep::Opened { attr }), fd, Bytes::new());
+    }
+
+    /// The backing file, if the contents are in one; without it fused reads
+    /// through us, so that no failure here matters.
+    fn backing(&self, attr: &Attr) -> Option<OwnedFd> {
+        if !attr.is_file() {
+            return None;
+        }
+        let contents = inode::contents(&self.mounts.store.meta().read(), attr.ino);
+        match contents {
+            Ok(Contents::Backing { .. }) => self.mounts.store.data().open_read(attr.ino).ok(),
+            _ => None,
+        }
+    }
+
+    /// Counts a handle; true if there were some before.
+    fn opened(&self, ino: InodeNo, created: bool) -> bool {
+        let mut open = locked(&self.open);
+        let entry = open.entry(ino).or_default();
+        entry.count += 1;
+        entry.created |= created;
+        self.handles.fetch_add(1, Ordering::Relaxed);
+        entry.count > 1
+    }
+
+    fn forget_open(&self, ino: InodeNo) {
+        let last = {
+            let mut open = locked(&self.open);
+            let Some(entry) = open.get_mut(&ino) else {
+                return;
+            };
+            entry.count -= 1;
+            self.handles.fetch_sub(1, Ordering::Relaxed);
+            let last = entry.count == 0;
+            if last {
+                open.remove(&ino);
+            }
+            last
+        };
+        if last {
+            self.mounts.closed(ino);
+        }
+    }
+
+    fn release(&self, ino: InodeNo) {
+        if let Ok(ino) = self.real(ino) {
+            self.forget_open(ino);
+        }
+    }
+
+    /// A request that changes the tree, once the window has room for it.
+    fn change_tree(
+        self: &Arc<Self>,
+        id: ReqId,
+        cred: Cred,
+        op: FsOp,
+        bulk: Bytes,
+        deadline: Instant,
+    ) {
+        if self.conf.read_only {
+            return self.reply(id, 0, Err(FsError::ReadOnly));
+        }
+        if !*self.mounts.quorum.borrow() {
+            return self.reply(id, 0, Err(FsError::NoQuorum));
+        }
+        if let Some(room) = self.mounts.proposer.try_room(bulk.len()) {
+            return self.propose_op(id, cred, op, bulk, deadline, room);
+        }
+        let fused = self.clone();
+        tokio::spawn(async move {
+            let room = fused.mounts.proposer.room(bulk.len());
+            match timeout_at(deadline.into(), room).await {
+                Ok(room) => fused.propose_op(id, cred, op, bulk, deadline, room),
+                Err(_) => fused.reply(id, 0, Err(FsError::TimedOut)),
+            }
+        });
+    }
+
+    fn propose_op(
+        self: &Arc<Self>,
+        id: ReqId,
+        cred: Cred,
+        op: FsOp,
+        bulk: Bytes,
+        deadline: Instant,
+        room: Room,
+    ) {
+        let opens = matches!(op, FsOp::Create { .. });
+        let op = match self.to_log(cred, op) {
+            Ok(op) => op,
+            Err(e) => return self.reply(id, 0, Err(e)),
+        };
+        match &op {
+            Op::Write { ino, at, .. } => {
+                let (ino, at) = (*ino, *at);
+                self.queue_write(id, ino, at, bulk.len() as u64);
+                let done = self.queued_done(id, ino);
+                self.propose(op, bulk, deadline, room, done);
+            }
+            Op::Setattr { ino, set, .. } if self.may_queue(*ino, set) => {
+                let ino = *ino;
+                let attr = self.mounts.queue(ino, |attr| preview(attr, set));
+                let attr = attr.map(|attr| self.show_attr(attr));
+                self.push(&RaftdToFused::Accepted { id, attr });
+                let done = self.queued_done(id, ino);
+                self.propose(op, bulk, deadline, room, done);
+            }
+            _ => {
+                let fused = self.clone();
+                let done = move |index, outcome| fused.resolved(id, index, outcome, opens);
+                self.propose(op, bulk, deadline, room, done);
+            }
+        }
+    }
+
+    fn propose(
+        &self,
+        op: Op,
+        bulk: Bytes,
+        deadline: Instant,
+        room: Room,
+        done: impl FnOnce(u64, Outcome) + Send + 'static,
+    ) {
+        let from = Some(self.conf.id);
+        let proposer = &self.mounts.proposer;
+        proposer.propose(op, bulk, deadline, room, from, Box::new(done));
+    }
+
+    /// A write is answered when it is queued, but for one whose place only
+    /// the log can tell.
+    fn queue_write(&self, id: ReqId, ino: InodeNo, at: WriteAt, len: u64) {
+        self.mounts.queue(ino, |attr| match at {
+            WriteAt::Offset(offset) => attr.size = attr.size.max(offset.saturating_add(len)),
+            WriteAt::End => attr.size = attr.size.saturating_add(len),
+        });
+        if let WriteAt::Offset(_) = at {
+            self.push(&RaftdToFused::Accepted { id, attr: None });
+        }
+    }
+
+    fn queued_done(
+        self: &Arc<Self>,
+        id: ReqId,
+        ino: InodeNo,
+    ) -> impl FnOnce(u64, Outcome) + Send + 'static {
+        let fused = self.clone();
+        move |index, outcome| {
+            fused.mounts.unqueue(ino);
+            fused.resolved(id, index, outcome, false);
+        }
+    }
+
+    /// Attributes of a file that this mount made and still has open are
+    /// queued like its writes, so that tar pays no round for each.
+    fn may_queue(&self, ino: InodeNo, set: &SetAttr) -> bool {
+        let created = locked(&self.open).get(&ino).is_some_and(|o| o.created);
+        created && set.size.is_none()
+    }
+
+    fn resolved(&self, id: ReqId, index: u64, outcome: Outcome, opens: bool) {
+        let answer = outcome.and_then(|reply| match reply {
+            Reply::Done | Reply::Session => Ok(FsRep::Done),
+            Reply::Attr(attr) => Ok(FsRep::Attr(self.show_attr(attr))),
+            Reply::Written { offset, attr } => {
+                let attr = self.show_attr(attr);
+                Ok(FsRep::Written { offset, attr })
+            }
+            Reply::Entry { attr, created } => {
+                // Somebody else was first, and nobody has asked whether the
+                // caller may open that file: the kernel shall look again.
+                if opens && !created {
+                    return Err(FsError::Stale);
+                }
+                if opens {
+                    self.opened(attr.ino, true);
+                }
+                let attr = self.show_attr(attr);
+                Ok(FsRep::Entry { attr, created })
+            }
+        });
+        self.reply(id, index, answer);
+    }
+
+    /// The operation as the log says it.
+    fn to_log(&self, cred: Cred, op: FsOp) -> Result<Op, FsError> {
+        let check = check(cred);
+        Ok(match op {
+            FsOp::Create {
+                parent,
+                name,
+                mode,
+                excl,
+                truncate,
+            } => Op::Create {
+                parent: self.real(parent)?,
+                name,
+                mode,
+                excl,
+                truncate,
+                cred,
+            },
+            FsOp::Mknod {
+                parent,
+                name,
+                mode,
+                rdev,
+            } => Op::Mknod {
+                parent: self.real(parent)?,
+                name,
+                mode,
+                rdev,
+                cred,
+            },
+            FsOp::Mkdir { parent, name, mode } => Op::Mkdir {
+                parent: self.real(parent)?,
+                name,
+                mode,
+                cred,
+            },
+            FsOp::Symlink {
+                parent,
+                name,
+                target,
+            } => Op::Symlink {
+                parent: self.real(parent)?,
+                name,
+                target,
+                cred,
+            },
+            FsOp::Link { ino, parent, name } => Op::Link {
+                ino: self.real(ino)?,
+                parent: self.real(parent)?,
+                name,
+                cred,
+            },
+            FsOp::Unlink { parent, name } => Op::Unlink {
+                parent: self.real(parent)?,
+                name,
+                check,
+            },
+            FsOp::Rmdir { parent, name } => Op::Rmdir {
+                parent: self.real(parent)?,
+                name,
+                check,
+            },
+            FsOp::Rename {
+                parent,
+                name,
+                new_parent,
+                new_name,
+                no_replace,
+                exchange,
+            } => Op::Rename {
+                parent: self.real(parent)?,
+                name,
+                new_parent: self.real(new_parent)?,
+                new_name,
+                how: match (no_replace, exchange) {
+                    (false, false) => RenameHow::Replace,
+                    (true, false) => RenameHow::NoReplace,
+                    (false, true) => RenameHow::Exchange,
+                    (true, true) => return Err(FsError::Invalid),
+                },
+                check,
+            },
+            FsOp::Setattr { ino, set } => Op::Setattr {
+                ino: self.real(ino)?,
+                set,
+                check,
+            },
+            FsOp::Write {
+                ino,
+                offset,
+                append,
+                kill_priv,
+                ..
+            } => Op::Write {
+                ino: self.real(ino)?,
+                at: match append {
+                    true => WriteAt::End,
+                    false => WriteAt::Offset(offset),
+                },
+                kill_priv,
+            },
+            _ => return Err(FsError::Unsupported),
+        })
+    }
+}

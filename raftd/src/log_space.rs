@@ -1,0 +1,185 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! Room on the disks: what this node's can hold, as the log must know it, and
+//! how the log itself is freed.  raftd only.
+//!
+//! The log up to an index may go when a checkpoint of this node has it, and
+//! no peer needs it.  The second is the floor, which the leader finds and
+//! puts into the log, so that whoever leads next has not freed more.  A dead
+//! peer holds the floor until the log has reached the limit of dfsd.conf;
+//! then it is given up, and needs a resync.
+
+use crate::engine::Engine;
+use crate::fs::op::Op;
+use crate::fs::space;
+use crate::propose::Proposer;
+use crate::raft::LogId;
+use bytes::Bytes;
+use common::fs::BLOCK;
+use common::{log_debug, log_warn};
+use openraft::async_runtime::watch::WatchReceiver;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
+
+const CAPACITY_INTERVAL: Duration = Duration::from_secs(1);
+/// A change of the room smaller than this, and than a fiftieth, is not worth
+/// an entry.
+const CAPACITY_STEP: u64 = 4 << 20;
+const FLOOR_INTERVAL: Duration = Duration::from_millis(500);
+/// How much log makes a new floor worth an entry.
+const FLOOR_ENTRIES: u64 = 4096;
+const FLOOR_BYTES: u64 = 64 << 20;
+/// For openraft to take notice of a checkpoint.
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Proposals of raftd itself may wait as long as it takes.
+const FOREVER: Duration = Duration::from_secs(365 * 86400);
+
+async fn propose(proposer: &Proposer, op: Op) {
+    let room = proposer.room(0).await;
+    let deadline = Instant::now() + FOREVER;
+    proposer.propose(op, Bytes::new(), deadline, room, None, Box::new(|_, _| {}));
+}
+
+/// Tells the log what this node's disk can hold for the tree: what the tree
+/// has of it, and what is left.
+pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
+    let mut told: Option<(u64, u64)> = None;
+    loop {
+        if proposer.session().is_some() {
+            match capacity(&engine) {
+                Some(now) if worth_telling(told, now) => {
+                    told = Some(now);
+                    let (bytes, inodes) = now;
+                    let node = engine.peers().me.node;
+                    let op = Op::Capacity {
+                        node,
+                        bytes,
+                        inodes,
+                    };
+                    propose(&proposer, op).await;
+                }
+                _ => {}
+            }
+        }
+        sleep(CAPACITY_INTERVAL).await;
+    }
+}
+
+fn capacity(engine: &Engine) -> Option<(u64, u64)> {
+    let room = match engine.store.data().room() {
+        Ok(room) => room,
+        Err(e) => {
+            log_warn!(e, "statvfs");
+            return None;
+        }
+    };
+    let used = space::load(&engine.store.meta().read()).ok()?;
+    let free = room.bytes.saturating_sub(engine.conf().reserve);
+    let bytes = used.used_blocks.saturating_mul(BLOCK).saturating_add(free);
+    let inodes = used.used_inodes.saturating_add(room.inodes);
+    Some((bytes, inodes))
+}
+
+fn worth_telling(told: Option<(u64, u64)>, now: (u64, u64)) -> bool {
+    let moved = |told: u64, now: u64, step: u64| told.abs_diff(now) > step.max(told / 50);
+    match told {
+        None => true,
+        Some(told) => moved(told.0, now.0, CAPACITY_STEP) || moved(told.1, now.1, 1024),
+    }
+}
+
+/// The leader's task: moves the floor behind the peers.
+pub async fn move_floor(engine: Arc<Engine>, proposer: Arc<Proposer>) {
+    let mut written = engine.store.log().stats().written;
+    loop {
+        sleep(FLOOR_INTERVAL).await;
+        let Some(floor) = floor(&engine) else {
+            continue;
+        };
+        let now = space::floor(&engine.store.meta().read()).unwrap_or(u64::MAX);
+        let bytes = engine.store.log().stats().written;
+        let enough = floor >= now.saturating_add(FLOOR_ENTRIES)
+            || (floor > now && bytes.saturating_sub(written) >= FLOOR_BYTES);
+        if enough {
+            written = bytes;
+            log_debug!("floor {floor}");
+            propose(&proposer, Op::Floor { index: floor }).await;
+        }
+    }
+}
+
+/// Up to where no peer needs the log; None when this node does not lead.
+fn floor(engine: &Engine) -> Option<u64> {
+    let m = engine.raft().metrics();
+    let m = m.borrow_watched();
+    let replication = m.replication.as_ref()?;
+    let full = engine.store.log().bytes() > engine.conf().log_limit;
+    let needed = |id, matched: &Option<LogId>| {
+        let up = engine.peers().view(id).is_some_and(|p| p.up);
+        if full && !up && id != engine.peers().me.node {
+            engine.peers().gave_up(id);
+            return None;
+        }
+        Some(matched.map_or(0, |id| id.index))
+    };
+    let lowest = replication
+        .iter()
+        .filter_map(|(id, matched)| needed(*id, matched))
+        .min();
+    let applied = m.last_applied.map_or(0, |id| id.index);
+    Some(lowest.unwrap_or(applied).min(applied))
+}
+
+/// Frees the log behind checkpoint and floor.
+pub async fn purge(engine: Arc<Engine>) {
+    let mut checkpoints = engine.store.checkpoints();
+    let mut purged = 0;
+    loop {
+        let _ = timeout(FLOOR_INTERVAL, checkpoints.changed()).await;
+        let checkpoint = checkpoints.borrow_and_update().index().unwrap_or(0);
+        let floor = space::floor(&engine.store.meta().read()).unwrap_or(0);
+        let upto = checkpoint.min(floor);
+        if upto <= purged || !noticed(&engine, upto).await {
+            continue;
+        }
+        if engine.raft().trigger().purge_log(upto).await.is_ok() {
+            log_debug!("purge up to {upto}");
+            purged = upto;
+        }
+    }
+}
+
+/// Makes openraft see that a checkpoint has the log up to there: to it that
+/// is a snapshot, and it purges nothing beyond its last one.
+async fn noticed(engine: &Engine, upto: u64) -> bool {
+    let mut metrics = engine.raft().metrics();
+    let has = |at: Option<LogId>| at.is_some_and(|id| id.index >= upto);
+    if has(metrics.borrow_watched().snapshot) {
+        return true;
+    }
+    if engine.raft().trigger().snapshot().await.is_err() {
+        return false;
+    }
+    let wait = async {
+        while !has(metrics.borrow_watched().snapshot) {
+            if metrics.changed().await.is_err() {
+                return false;
+            }
+        }
+        true
+    };
+    timeout(NOTICE_TIMEOUT, wait).await.unwrap_or(false)
+}

@@ -1,0 +1,178 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! raftd's side towards the other nodes: what it sends them (network.rs),
+//! what it answers them (server.rs), and the frames between (frame.rs).
+//! Peers talk in clear; every byte from them is checked before use.
+
+pub mod frame;
+pub mod network;
+pub mod server;
+
+use common::fs::NodeId;
+use common::{log_info, log_warnx};
+use frame::{Conn, Identity, PeerMsg};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
+
+/// Where the other nodes are, and how they do.
+pub struct Peers {
+    pub me: Identity,
+    table: Mutex<HashMap<NodeId, Peer>>,
+}
+
+struct Peer {
+    addr: SocketAddr,
+    descr: Option<String>,
+    up: bool,
+    needs_resync: bool,
+    since: Instant,
+    /// The last index of its log, as it told.
+    last_index: u64,
+}
+
+/// How one peer does, as dfsctl shows it.
+pub struct PeerView {
+    pub up: bool,
+    pub needs_resync: bool,
+    pub since: Duration,
+    pub last_index: u64,
+}
+
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Peers {
+    pub fn new(me: Identity, nodes: &[common::conf::Peer]) -> Arc<Peers> {
+        let peers = Peers {
+            me,
+            table: Mutex::new(HashMap::new()),
+        };
+        peers.reconf(nodes);
+        Arc::new(peers)
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<NodeId, Peer>> {
+        self.table.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Takes over addresses and descriptions from a new dfsd.conf.
+    pub fn reconf(&self, nodes: &[common::conf::Peer]) {
+        let mut table = self.table();
+        for node in nodes {
+            let peer = table.entry(node.id).or_insert_with(|| Peer {
+                addr: node.addr,
+                descr: None,
+                up: false,
+                needs_resync: false,
+                since: Instant::now(),
+                last_index: 0,
+            });
+            peer.addr = node.addr;
+            peer.descr = node.descr.clone();
+        }
+    }
+
+    pub fn knows(&self, id: NodeId) -> bool {
+        id != self.me.node && self.table().contains_key(&id)
+    }
+
+    pub fn view(&self, id: NodeId) -> Option<PeerView> {
+        self.table().get(&id).map(|p| PeerView {
+            up: p.up,
+            needs_resync: p.needs_resync,
+            since: p.since.elapsed(),
+            last_index: p.last_index,
+        })
+    }
+
+    /// A connection to that node, whose identity is checked.
+    pub async fn connect(&self, to: NodeId, limit: Duration) -> io::Result<Conn> {
+        let addr = self.table().get(&to).map(|p| p.addr);
+        let Some(addr) = addr else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no such peer"));
+        };
+        frame::connect(&self.me, to, addr, limit).await
+    }
+
+    /// Notes what a ping came to; logs the change.
+    fn heard(&self, id: NodeId, pong: io::Result<u64>) {
+        let mut table = self.table();
+        let Some(peer) = table.get_mut(&id) else {
+            return;
+        };
+        if peer.up != pong.is_ok() {
+            peer.up = pong.is_ok();
+            peer.since = Instant::now();
+            match &pong {
+                Ok(_) => log_info!("{}: up", peer.label()),
+                Err(e) => log_warnx!("{}: down: {e}", peer.label()),
+            }
+        }
+        if let Ok(last_index) = pong {
+            peer.last_index = last_index;
+        }
+    }
+
+    /// The task that asks a peer how it does, for ever: openraft talks only
+    /// from the leader, and every node shall know.
+    pub async fn watch(self: Arc<Self>, id: NodeId) {
+        let mut conn = None;
+        loop {
+            let ping = timeout(PING_INTERVAL, self.ping(id, &mut conn)).await;
+            let pong = ping.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            if pong.is_err() {
+                conn = None;
+            }
+            self.heard(id, pong);
+            sleep(PING_INTERVAL).await;
+        }
+    }
+
+    async fn ping(&self, id: NodeId, conn: &mut Option<Conn>) -> io::Result<u64> {
+        let conn = match conn {
+            Some(conn) => conn,
+            None => conn.insert(self.connect(id, PING_INTERVAL).await?),
+        };
+        conn.writer.write(PeerMsg::Ping).await?;
+        match conn.reader.read().await? {
+            Some(PeerMsg::Pong { last_index }) => Ok(last_index),
+            Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "no pong")),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// The log that the peer needs is gone; only a snapshot could help it.
+    pub fn gave_up(&self, id: NodeId) {
+        if let Some(peer) = self.table().get_mut(&id) {
+            if !peer.needs_resync {
+                peer.needs_resync = true;
+                log_warnx!("{}: needs resync: the log it lacks is gone", peer.label());
+            }
+        }
+    }
+}
+
+impl Peer {
+    /// How log lines name it.
+    fn label(&self) -> String {
+        match &self.descr {
+            Some(descr) => format!("peer {} ({descr})", self.addr),
+            None => format!("peer {}", self.addr),
+        }
+    }
+}
