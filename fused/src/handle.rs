@@ -1,0 +1,498 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! What the kernel knows and holds of this mount: lookup counts, open files,
+//! changes under way, errors not yet reported.  fused only; does no I/O but
+//! for closing descriptors.
+
+#![forbid(unsafe_code)]
+
+use crate::backing::Backing;
+use common::fs::{Attr, Fh, FsError, InodeNo, ReqId, S_ISGID, S_ISUID};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A change that raftd has not yet answered for good: from when it was read
+/// off the device until it is applied or has failed.
+struct Mutation {
+    id: ReqId,
+    range: Range<u64>,
+}
+
+/// Somebody who must see, or must not overtake, changes up to `upto`.
+struct Waiter<W> {
+    upto: ReqId,
+    /// None: whatever they touch.
+    range: Option<Range<u64>>,
+    wake: W,
+}
+
+/// The changes of one inode that are under way, in the order they were read.
+pub struct Pending<W> {
+    mutations: Vec<Mutation>,
+    waiters: Vec<Waiter<W>>,
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl<W> Default for Pending<W> {
+    fn default() -> Self {
+        Pending {
+            mutations: Vec::new(),
+            waiters: Vec::new(),
+        }
+    }
+}
+
+impl<W> Pending<W> {
+    /// `range` is what a read must not see the old bytes of; empty if no
+    /// bytes change.
+    pub fn begin(&mut self, id: ReqId, range: Range<u64>) {
+        self.mutations.push(Mutation { id, range });
+    }
+
+    /// Returns whoever waited for this one and for no other.
+    pub fn end(&mut self, id: ReqId) -> Vec<W> {
+        self.mutations.retain(|m| m.id != id);
+        let waiters = std::mem::take(&mut self.waiters);
+        let mut ready = Vec::new();
+        for waiter in waiters {
+            match self.blocks(waiter.upto, &waiter.range) {
+                true => self.waiters.push(waiter),
+                false => ready.push(waiter.wake),
+            }
+        }
+        ready
+    }
+
+    fn blocks(&self, upto: ReqId, range: &Option<Range<u64>>) -> bool {
+        self.mutations.iter().any(|m| {
+            let touched = range.as_ref().is_none_or(|range| overlap(&m.range, range));
+            m.id <= upto && touched
+        })
+    }
+
+    /// Waits for what is under way now; gives `wake` back if that is nothing.
+    /// What begins later is not waited for, or a stream of writes would
+    /// starve the reader.
+    pub fn wait(&mut self, range: Option<Range<u64>>, wake: W) -> Result<(), W> {
+        let Some(upto) = self.mutations.last().map(|m| m.id) else {
+            return Err(wake);
+        };
+        if !self.blocks(upto, &range) {
+            return Err(wake);
+        }
+        self.waiters.push(Waiter { upto, range, wake });
+        Ok(())
+    }
+
+    pub fn is_any(&self) -> bool {
+        !self.mutations.is_empty()
+    }
+}
+
+/// What an inode has while it is open or changing.
+pub struct Busy<W> {
+    pub opens: u32,
+    /// Of these opens, those whose writes and reads go through the pages.
+    pub buffered: u32,
+    pub backing: Option<Arc<Backing>>,
+    /// Its place in the clock, if it has a backing file.
+    place: u64,
+    /// Read since the clock hand last came by.
+    used: bool,
+    pub pending: Pending<W>,
+}
+
+impl<W> Default for Busy<W> {
+    fn default() -> Self {
+        Busy {
+            opens: 0,
+            buffered: 0,
+            backing: None,
+            place: 0,
+            used: false,
+            pending: Pending::default(),
+        }
+    }
+}
+
+/// An inode that the kernel knows, or that is open or changing.
+pub struct Inode<W> {
+    nlookup: u64,
+    /// Applied index of the newest attributes seen.
+    index: u64,
+    /// The version of the contents that the kernel's pages are of.
+    pub version: Option<u64>,
+    /// The kernel believes that it has the set-user-id or set-group-id bit.
+    pub setid: bool,
+    /// A directory of whose listing the kernel may keep something.
+    pub listed: bool,
+    busy: Option<Box<Busy<W>>>,
+}
+
+impl<W> Default for Inode<W> {
+    fn default() -> Self {
+        Inode {
+            nlookup: 0,
+            index: 0,
+            version: None,
+            setid: false,
+            listed: false,
+            busy: None,
+        }
+    }
+}
+
+impl<W> Inode<W> {
+    /// Takes note of attributes for the kernel; false if they are older than
+    /// others before.
+    pub fn show(&mut self, attr: &Attr, index: u64) -> bool {
+        self.setid = attr.is_file() && attr.mode & (S_ISUID | S_ISGID) != 0;
+        let newest = index >= self.index;
+        self.index = self.index.max(index);
+        newest
+    }
+
+    /// Takes note of attributes that the kernel is not given; true if it now
+    /// believes in a set-user-id or set-group-id bit that is gone.
+    pub fn note(&mut self, attr: &Attr, index: u64) -> bool {
+        self.index = self.index.max(index);
+        self.setid && attr.mode & (S_ISUID | S_ISGID) == 0
+    }
+
+    pub fn busy(&mut self) -> &mut Busy<W> {
+        self.busy.get_or_insert_default()
+    }
+
+    pub fn if_busy(&mut self) -> Option<&mut Busy<W>> {
+        self.busy.as_deref_mut()
+    }
+}
+
+pub struct Inodes<W> {
+    table: HashMap<InodeNo, Inode<W>>,
+    /// Inodes with a backing file, for the clock that finds one to close.
+    clock: BTreeMap<u64, InodeNo>,
+    last_place: u64,
+    /// Most backing files to hold.
+    cap: usize,
+}
+
+impl<W> Inodes<W> {
+    pub fn new(cap: usize) -> Self {
+        Inodes {
+            table: HashMap::new(),
+            clock: BTreeMap::new(),
+            last_place: 0,
+            cap,
+        }
+    }
+
+    pub fn get(&mut self, ino: InodeNo) -> Option<&mut Inode<W>> {
+        self.table.get_mut(&ino)
+    }
+
+    pub fn get_or_new(&mut self, ino: InodeNo) -> &mut Inode<W> {
+        self.table.entry(ino).or_default()
+    }
+
+    pub fn if_busy(&mut self, ino: InodeNo) -> Option<&mut Busy<W>> {
+        self.table.get_mut(&ino)?.if_busy()
+    }
+
+    /// Counts a lookup; to be called before the kernel is answered.
+    pub fn looked_up(&mut self, ino: InodeNo) -> &mut Inode<W> {
+        let inode = self.get_or_new(ino);
+        inode.nlookup += 1;
+        inode
+    }
+
+    pub fn forget(&mut self, ino: InodeNo, nlookup: u64) {
+        if let Some(inode) = self.table.get_mut(&ino) {
+            inode.nlookup = inode.nlookup.saturating_sub(nlookup);
+            self.tidy(ino);
+        }
+    }
+
+    /// Whether the kernel has been given the inode; it is born with the root.
+    pub fn is_known(&self, ino: InodeNo) -> bool {
+        ino == InodeNo::ROOT || self.table.get(&ino).is_some_and(|i| i.nlookup > 0)
+    }
+
+    /// All that the kernel has been given, and of them those listed.
+    pub fn known(&mut self) -> (Vec<InodeNo>, Vec<InodeNo>) {
+        let mut known = vec![InodeNo::ROOT];
+        let mut listed = Vec::new();
+        for (ino, inode) in &mut self.table {
+            inode.version = None;
+            if inode.nlookup > 0 && *ino != InodeNo::ROOT {
+                known.push(*ino);
+            }
+            if inode.listed {
+                listed.push(*ino);
+            }
+        }
+        (known, listed)
+    }
+
+    /// Drops what nothing needs any more.
+    pub fn tidy(&mut self, ino: InodeNo) {
+        let Some(inode) = self.table.get_mut(&ino) else {
+            return;
+        };
+        if let Some(busy) = inode.busy.as_deref_mut() {
+            if busy.opens == 0 && busy.backing.take().is_some() {
+                self.clock.remove(&busy.place);
+            }
+            if busy.opens == 0 && !busy.pending.is_any() {
+                inode.busy = None;
+            }
+        }
+        if inode.nlookup == 0 && inode.busy.is_none() {
+            self.table.remove(&ino);
+        }
+    }
+
+    /// Keeps the backing file of an open inode, and for that closes another
+    /// which was not read for long if there are too many.
+    pub fn set_backing(&mut self, ino: InodeNo, backing: Arc<Backing>) {
+        let Some(busy) = self.if_busy(ino).filter(|busy| busy.opens > 0) else {
+            return;
+        };
+        busy.used = true;
+        if busy.backing.replace(backing).is_none() {
+            self.seat(ino);
+            self.make_room();
+        }
+    }
+
+    /// Last in the clock.
+    fn seat(&mut self, ino: InodeNo) {
+        self.last_place += 1;
+        let place = self.last_place;
+        if let Some(busy) = self.if_busy(ino) {
+            busy.place = place;
+            self.clock.insert(place, ino);
+        }
+    }
+
+    fn make_room(&mut self) {
+        while self.clock.len() > self.cap {
+            let Some((_, ino)) = self.clock.pop_first() else {
+                return;
+            };
+            let Some(busy) = self.if_busy(ino) else {
+                continue;
+            };
+            if std::mem::take(&mut busy.used) {
+                self.seat(ino);
+            } else {
+                busy.backing = None;
+            }
+        }
+    }
+
+    /// The backing file to read from.
+    pub fn backing(&mut self, ino: InodeNo) -> Option<Arc<Backing>> {
+        let busy = self.if_busy(ino)?;
+        busy.used = true;
+        busy.backing.clone()
+    }
+
+    pub fn take_backing(&mut self, ino: InodeNo) -> Option<Arc<Backing>> {
+        let busy = self.if_busy(ino)?;
+        let (backing, place) = (busy.backing.take()?, busy.place);
+        self.clock.remove(&place);
+        Some(backing)
+    }
+}
+
+/// An open file.
+pub struct Handle {
+    pub ino: InodeNo,
+    pub write: bool,
+    /// Writes are answered when they are applied.
+    pub sync: bool,
+    /// Reads and writes do not go through the pages.
+    pub direct: bool,
+    /// A write that was answered and then failed; reported once.
+    error: Option<FsError>,
+}
+
+impl Handle {
+    pub fn new(ino: InodeNo, write: bool, sync: bool, direct: bool) -> Self {
+        Handle {
+            ino,
+            write,
+            sync,
+            direct,
+            error: None,
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct Handles {
+    table: HashMap<Fh, Handle>,
+    last: u64,
+}
+
+impl Handles {
+    pub fn open(&mut self, handle: Handle) -> Fh {
+        self.last += 1;
+        let fh = Fh(self.last);
+        self.table.insert(fh, handle);
+        fh
+    }
+
+    pub fn get(&self, fh: Fh) -> Option<&Handle> {
+        self.table.get(&fh)
+    }
+
+    pub fn close(&mut self, fh: Fh) -> Option<Handle> {
+        self.table.remove(&fh)
+    }
+
+    /// A write that the program was told to have succeeded has failed.  The
+    /// handle must say so at its next write, fsync or close; where it is not
+    /// known, all that could have written must.
+    pub fn fail(&mut self, ino: InodeNo, fh: Option<Fh>, error: FsError) {
+        let own = fh.and_then(|fh| self.table.get_mut(&fh));
+        match own.filter(|handle| handle.ino == ino) {
+            Some(handle) => {
+                handle.error.get_or_insert(error);
+            }
+            None => self
+                .table
+                .values_mut()
+                .filter(|handle| handle.ino == ino && handle.write)
+                .for_each(|handle| {
+                    handle.error.get_or_insert(error);
+                }),
+        }
+    }
+
+    pub fn take_error(&mut self, fh: Fh) -> Option<FsError> {
+        self.table.get_mut(&fh)?.error.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_which_change() {
+        let mut pending = Pending::default();
+        assert_eq!(
+            pending.wait(Some(0..10), "nothing pending"),
+            Err("nothing pending")
+        );
+        pending.begin(ReqId(1), 0..100);
+        pending.begin(ReqId(2), 100..200);
+        // A change of attributes alone.
+        pending.begin(ReqId(3), 0..0);
+        assert_eq!(pending.wait(Some(200..300), "beside"), Err("beside"));
+        assert_eq!(pending.wait(Some(50..60), "first"), Ok(()));
+        assert_eq!(pending.wait(Some(90..110), "both"), Ok(()));
+        assert_eq!(pending.wait(None, "all"), Ok(()));
+        // Read later, so nobody above waits for it.
+        pending.begin(ReqId(4), 0..1000);
+
+        assert_eq!(pending.end(ReqId(1)), ["first"]);
+        assert!(pending.end(ReqId(1)).is_empty());
+        assert_eq!(pending.end(ReqId(2)), ["both"]);
+        assert_eq!(pending.end(ReqId(3)), ["all"]);
+        assert!(pending.is_any());
+        assert!(pending.end(ReqId(4)).is_empty());
+        assert!(!pending.is_any());
+    }
+
+    #[test]
+    fn an_append_touches_all_behind_it() {
+        let mut pending = Pending::default();
+        pending.begin(ReqId(1), 100..u64::MAX);
+        assert!(pending.wait(Some(0..100), ()).is_err());
+        assert!(pending.wait(Some(99..101), ()).is_ok());
+        assert!(pending.wait(Some(1 << 60..1 << 61), ()).is_ok());
+        assert_eq!(pending.end(ReqId(1)).len(), 2);
+    }
+
+    #[test]
+    fn errors_stick_until_told() {
+        let mut handles = Handles::default();
+        let (a, b) = (InodeNo(2), InodeNo(3));
+        let writer = handles.open(Handle::new(a, true, false, false));
+        let other = handles.open(Handle::new(a, true, false, false));
+        let reader = handles.open(Handle::new(a, false, false, false));
+        let elsewhere = handles.open(Handle::new(b, true, false, false));
+
+        handles.fail(a, Some(writer), FsError::NoSpace);
+        handles.fail(a, Some(writer), FsError::Io);
+        assert_eq!(handles.take_error(writer), Some(FsError::NoSpace));
+        assert_eq!(handles.take_error(writer), None);
+        assert_eq!(handles.take_error(other), None);
+
+        // From a mapping, or the handle is closed by now.
+        handles.close(writer);
+        for fh in [None, Some(writer), Some(elsewhere)] {
+            handles.fail(a, fh, FsError::Io);
+            assert_eq!(handles.take_error(other), Some(FsError::Io));
+            assert_eq!(handles.take_error(reader), None);
+            assert_eq!(handles.take_error(elsewhere), None);
+        }
+    }
+
+    #[test]
+    fn inodes_live_while_somebody_knows_them() {
+        let mut inodes: Inodes<()> = Inodes::new(8);
+        let ino = InodeNo(2);
+        assert!(inodes.is_known(InodeNo::ROOT));
+        inodes.looked_up(ino);
+        inodes.looked_up(ino);
+        inodes.forget(ino, 1);
+        assert!(inodes.is_known(ino));
+        inodes.get_or_new(ino).busy().opens = 1;
+        inodes.forget(ino, 5);
+        assert!(!inodes.is_known(ino));
+        assert!(inodes.if_busy(ino).is_some());
+        inodes.get_or_new(ino).busy().pending.begin(ReqId(1), 0..1);
+        inodes.get_or_new(ino).busy().opens = 0;
+        inodes.tidy(ino);
+        assert!(inodes.if_busy(ino).is_some(), "a change is under way");
+        inodes.get_or_new(ino).busy().pending.end(ReqId(1));
+        inodes.tidy(ino);
+        assert!(inodes.get(ino).is_none());
+    }
+
+    #[test]
+    fn older_attributes_are_known_as_such() {
+        let mut inode: Inode<()> = Inode::default();
+        let mut attr = Attr {
+            mode: 0o104755,
+            ..Attr::default()
+        };
+        assert!(inode.show(&attr, 5));
+        assert!(!inode.show(&attr, 4));
+        assert!(inode.show(&attr, 5));
+        attr.mode = 0o100755;
+        assert!(inode.note(&attr, 6), "the kernel still believes in the bit");
+        assert!(!inode.show(&attr, 5));
+        assert!(!inode.note(&attr, 7));
+    }
+}

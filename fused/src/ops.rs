@@ -1,0 +1,1490 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! What the kernel asks for, as requests to raftd and answers back.  fused
+//! only.  The one place where an errno is chosen; it knows neither the FUSE
+//! library nor any path.
+//!
+//! A request is answered by whoever has the answer: the thread that read it,
+//! the one that reads raftd, a reader of backing files, or the timer when its
+//! time is over.  The state is locked for bookkeeping only, never while one
+//! of them talks to the kernel or to raftd.
+//!
+//! ```text
+//!  WRITE read --> pending --Accepted--> answered --Rep--> applied
+//!                    |                     |
+//!                    +--Rep: error         +--Rep: error, or time over -->
+//!                       or time over:         error kept on the handle for
+//!                       answered with it      the next write, fsync, close
+//! ```
+
+#![forbid(unsafe_code)]
+
+use crate::backing::{Backing, Read, Reads};
+use crate::cache::{Changes, Invalidations, LostNames, NEGATIVE_ENTRIES, SHORT_TTL, TTL};
+use crate::device;
+use crate::handle::{Handle, Handles, Inodes};
+use crate::raftd::{Lane, Request, Requests};
+use crate::{lock, spawn, wait, wait_timeout};
+use common::conf::Mount;
+use common::fs::{
+    check_name, Attr, Cookie, Cred, Dirent, Fh, FsError, InodeNo, ReqId, SetAttr, Statfs, FILE_MAX,
+};
+use common::msg::{FsOp, FsRep, FusedToRaftd};
+use common::{fatalx, log_debug};
+use nix::errno::Errno;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// An answer to the kernel.
+pub type Reply<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
+pub type DataReply = Box<dyn FnOnce(Result<&[u8], Errno>) + Send>;
+
+/// Statfs and the root's attributes are answered from memory after so long:
+/// df(1) and path lookup must not hang with raftd.
+const BRIEF: Duration = Duration::from_secs(1);
+
+const RENAME_NOREPLACE: u32 = 1;
+const RENAME_EXCHANGE: u32 = 2;
+
+/// Size of an entry in a READDIR and in a READDIRPLUS reply, before its name.
+const DIRENT_SIZE: usize = 24;
+const DIRENTPLUS_SIZE: usize = 152;
+
+/// Attributes, and how long the kernel may keep them.
+pub struct Known {
+    pub attr: Attr,
+    pub ttl: Duration,
+}
+
+/// A name and what it means; `attr.ino` 0 means that there is none.
+pub struct Entry {
+    pub attr: Attr,
+    pub attr_ttl: Duration,
+    pub entry_ttl: Duration,
+}
+
+/// An entry of a listing; with attributes it counts as a lookup.
+pub struct Listed {
+    pub dirent: Dirent,
+    pub attr_ttl: Duration,
+    pub entry_ttl: Duration,
+}
+
+/// How a file was opened.
+#[derive(Clone, Copy)]
+pub struct Opening {
+    pub fh: Fh,
+    /// The kernel's pages are still right.
+    pub keep_cache: bool,
+    /// Past the kernel's pages.
+    pub direct: bool,
+    /// There is never anything to flush at close.
+    pub no_flush: bool,
+}
+
+pub struct Write<'a> {
+    pub ino: InodeNo,
+    pub fh: Fh,
+    pub offset: u64,
+    pub data: &'a [u8],
+    /// O_APPEND, O_SYNC, O_DSYNC.
+    pub flags: i32,
+    /// From a mapping: handle and caller are the kernel's guess.
+    pub mapped: bool,
+    pub kill_priv: bool,
+}
+
+/// What raftd said, or that it did not in time.
+pub struct Answer<'a> {
+    id: ReqId,
+    deadline: Instant,
+    index: u64,
+    result: Result<FsRep, FsError>,
+    fd: Option<OwnedFd>,
+    data: &'a [u8],
+}
+
+/// What is done with an answer of raftd.
+pub type OnAnswer = Box<dyn FnOnce(&Ops, Answer<'_>) + Send>;
+/// What is done with an answer that was held back; or it was for too long.
+pub type OnRelease = Box<dyn FnOnce(&Ops, Result<(), Errno>) + Send>;
+
+/// What happens with the answer of a request.
+pub enum Then {
+    Answer(OnAnswer),
+    Write(Box<Writing>),
+    Setattr(Box<Setting>),
+    /// The answer is known and waits until the kernel has dropped what it
+    /// makes stale.
+    Held(OnRelease),
+}
+
+/// A WRITE under way; `reply` is gone once the kernel has it.
+pub struct Writing {
+    ino: InodeNo,
+    fh: Option<Fh>,
+    offset: u64,
+    len: u32,
+    append: bool,
+    direct: bool,
+    sync: bool,
+    reply: Option<Reply<u32>>,
+}
+
+/// A SETATTR under way.
+pub struct Setting {
+    ino: InodeNo,
+    fh: Option<Fh>,
+    reply: Option<Reply<Known>>,
+}
+
+/// What is done when changes under way are over.
+pub type Wake = Box<dyn FnOnce(&Ops) + Send>;
+
+struct State {
+    inodes: Inodes<Wake>,
+    handles: Handles,
+    requests: Requests,
+    changes: Changes,
+    lost: LostNames,
+    quorum: bool,
+    statfs: Option<Statfs>,
+    root: Option<Attr>,
+}
+
+pub struct Ops {
+    mount: Mount,
+    control: Arc<Lane>,
+    bulk: Arc<Lane>,
+    state: Mutex<State>,
+    timer: Condvar,
+    pub reads: Reads,
+    pub invalidations: Invalidations,
+    /// The kernel can drop all names at once.
+    epochs: AtomicBool,
+    /// Device readers that wait for room for a WRITE.
+    parked: AtomicUsize,
+}
+
+/// The errno of everything but a lookup.
+fn errno(e: FsError) -> Errno {
+    match e {
+        FsError::NotFound => Errno::ENOENT,
+        FsError::Exists => Errno::EEXIST,
+        FsError::NotDir => Errno::ENOTDIR,
+        FsError::IsDir => Errno::EISDIR,
+        FsError::NotEmpty => Errno::ENOTEMPTY,
+        FsError::Stale => Errno::ESTALE,
+        FsError::NameTooLong => Errno::ENAMETOOLONG,
+        FsError::Invalid | FsError::Loop => Errno::EINVAL,
+        FsError::TooManyLinks => Errno::EMLINK,
+        FsError::TooBig => Errno::EFBIG,
+        FsError::NoSpace => Errno::ENOSPC,
+        FsError::NoPermission => Errno::EACCES,
+        FsError::NotOwner => Errno::EPERM,
+        FsError::ReadOnly => Errno::EROFS,
+        // Never ENOSYS: kernels take that as a word about all calls to come.
+        FsError::Unsupported => Errno::EOPNOTSUPP,
+        _ => Errno::EIO,
+    }
+}
+
+/// OpenBSD takes every error but ENXIO as "there is no such name", also where
+/// it then makes one.
+fn lookup_errno(e: FsError) -> Errno {
+    match e {
+        FsError::NotFound => Errno::ENOENT,
+        _ if cfg!(target_os = "openbsd") => Errno::ENXIO,
+        e => errno(e),
+    }
+}
+
+/// Whether the operation changes the tree, and so needs a quorum.
+fn changes_tree(op: &FsOp) -> bool {
+    match op {
+        FsOp::Open { truncate, .. } => *truncate,
+        FsOp::Lookup { .. }
+        | FsOp::Getattr { .. }
+        | FsOp::Readlink { .. }
+        | FsOp::Release { .. }
+        | FsOp::Read { .. }
+        | FsOp::Fsync { .. }
+        | FsOp::Readdir { .. }
+        | FsOp::Statfs => false,
+        _ => true,
+    }
+}
+
+/// raftd runs another version of the protocol, or is wrong.
+fn unexpected() -> ! {
+    fatalx!("dispatch_raftd: unexpected answer in IMSG_FS_REP")
+}
+
+fn attr_of(rep: FsRep) -> Attr {
+    match rep {
+        FsRep::Attr(attr) | FsRep::Entry { attr, .. } | FsRep::Opened { attr } => attr,
+        _ => unexpected(),
+    }
+}
+
+fn is_dot(name: &[u8]) -> bool {
+    name == b"." || name == b".."
+}
+
+impl State {
+    /// Why a change need not even be sent.
+    fn refuse(&self, mount: &Mount, op: &FsOp) -> Option<FsError> {
+        let refused = changes_tree(op) && (mount.read_only || !self.quorum);
+        refused.then_some(FsError::ReadOnly)
+    }
+
+    /// Attributes for the kernel, which may keep them if nothing newer is on
+    /// its way.
+    fn known(&mut self, attr: Attr, index: u64) -> Known {
+        let newest = match self.inodes.get(attr.ino) {
+            Some(inode) => inode.show(&attr, index),
+            None => true,
+        };
+        let stale = !newest || self.changes.inode_since(attr.ino, index);
+        let ttl = if stale { Duration::ZERO } else { TTL };
+        Known { attr, ttl }
+    }
+
+    fn open(&mut self, ino: InodeNo, flags: i32) -> Opening {
+        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let sync = flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        // The kernel's own idea of the end of the file is not good enough.
+        let direct = flags & libc::O_APPEND != 0;
+        let busy = self.inodes.get_or_new(ino).busy();
+        busy.opens += 1;
+        busy.buffered += u32::from(!direct);
+        let fh = self.handles.open(Handle::new(ino, write, sync, direct));
+        Opening {
+            fh,
+            keep_cache: false,
+            direct,
+            no_flush: !write,
+        }
+    }
+
+    /// The pages are kept if they are of the contents that are opened now.
+    fn keep_cache(&mut self, attr: &Attr) -> bool {
+        let version = Some(attr.data_version);
+        let inode = self.inodes.get_or_new(attr.ino);
+        std::mem::replace(&mut inode.version, version) == version
+    }
+}
+
+impl Ops {
+    /// `cap` is how many backing files may be open.
+    pub fn new(mount: Mount, control: Arc<Lane>, bulk: Arc<Lane>, cap: usize) -> Arc<Ops> {
+        Arc::new(Ops {
+            mount,
+            control,
+            bulk,
+            state: Mutex::new(State {
+                inodes: Inodes::new(cap),
+                handles: Handles::default(),
+                requests: Requests::default(),
+                changes: Changes::default(),
+                lost: LostNames::default(),
+                quorum: true,
+                statfs: None,
+                root: None,
+            }),
+            timer: Condvar::new(),
+            reads: Reads::default(),
+            invalidations: Invalidations::new(),
+            epochs: AtomicBool::new(false),
+            parked: AtomicUsize::new(0),
+        })
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.mount.timeout
+    }
+
+    /// The deadline of what can be answered from memory if `cached`.
+    fn brief_deadline(&self, cached: bool) -> Instant {
+        let timeout = self.mount.timeout;
+        Instant::now() + if cached { BRIEF.min(timeout) } else { timeout }
+    }
+
+    /// Sends a request; `then` has its answer in the end.
+    fn ask(&self, cred: Cred, op: FsOp, then: impl FnOnce(&Ops, Answer<'_>) + Send + 'static) {
+        self.ask_by(self.deadline(), cred, op, then);
+    }
+
+    fn ask_by(
+        &self,
+        deadline: Instant,
+        cred: Cred,
+        op: FsOp,
+        then: impl FnOnce(&Ops, Answer<'_>) + Send + 'static,
+    ) {
+        let mut state = lock(&self.state);
+        if let Some(e) = state.refuse(&self.mount, &op) {
+            drop(state);
+            return then(self, Answer::failed(ReqId(0), deadline, e));
+        }
+        let then = Then::Answer(Box::new(then));
+        let id = self.register(&mut state, deadline, &op, then);
+        drop(state);
+        self.control.send(&FusedToRaftd::Req { id, cred, op });
+    }
+
+    /// For requests of which the kernel only wants to know whether they
+    /// succeeded.
+    fn ask_done(&self, cred: Cred, op: FsOp, reply: Reply<()>) {
+        self.ask(cred, op, |_, answer| {
+            reply(answer.result.map(drop).map_err(errno));
+        });
+    }
+
+    fn register(&self, state: &mut State, deadline: Instant, op: &FsOp, then: Then) -> ReqId {
+        let lasting = changes_tree(op) || matches!(op, FsOp::Open { .. });
+        let request = Request {
+            deadline,
+            then,
+            op: lasting.then(|| op.clone()),
+        };
+        let id = state.requests.insert(request);
+        self.set_alarm(state, deadline);
+        id
+    }
+
+    fn set_alarm(&self, state: &mut State, deadline: Instant) {
+        if state.requests.alarm.is_none_or(|at| at > deadline) {
+            state.requests.alarm = Some(deadline);
+            self.timer.notify_one();
+        }
+    }
+
+    fn release_inode(&self, ino: InodeNo) {
+        let req = FusedToRaftd::Req {
+            id: ReqId(0),
+            cred: Cred::default(),
+            op: FsOp::Release { ino },
+        };
+        self.control.send(&req);
+    }
+
+    /// Gives the answer when the inode's invalidations have returned from the
+    /// kernel, so that nothing newer than the answer is still cached.
+    fn after_invalidation(
+        &self,
+        ino: InodeNo,
+        id: ReqId,
+        deadline: Instant,
+        then: impl FnOnce(&Ops, Result<(), Errno>) + Send + 'static,
+    ) {
+        if !self.invalidations.is_queued(ino) {
+            return then(self, Ok(()));
+        }
+        let mut state = lock(&self.state);
+        let id = self.hold(&mut state, id, deadline, then);
+        drop(state);
+        if !self.invalidations.hold(ino, id) {
+            self.unhold(id);
+        }
+    }
+
+    /// `id` may be 0 for an answer that raftd was not asked for.
+    fn hold(
+        &self,
+        state: &mut State,
+        id: ReqId,
+        deadline: Instant,
+        then: impl FnOnce(&Ops, Result<(), Errno>) + Send + 'static,
+    ) -> ReqId {
+        let request = Request {
+            deadline,
+            then: Then::Held(Box::new(then)),
+            op: None,
+        };
+        let id = match id {
+            ReqId(0) => state.requests.insert(request),
+            id => {
+                state.requests.put(id, request);
+                id
+            }
+        };
+        self.set_alarm(state, deadline);
+        id
+    }
+
+    /// What an answer was held for has happened.
+    pub fn unhold(&self, id: ReqId) {
+        let request = lock(&self.state).requests.remove(id);
+        if let Some(Request {
+            then: Then::Held(then),
+            ..
+        }) = request
+        {
+            then(self, Ok(()));
+        }
+    }
+}
+
+/// What the kernel asks for.
+impl Ops {
+    pub fn lookup(&self, cred: Cred, parent: InodeNo, name: &[u8], reply: Reply<Entry>) {
+        if let Err(e) = check_name(name) {
+            if !is_dot(name) {
+                return reply(Err(lookup_errno(e)));
+            }
+        }
+        let name = name.to_vec();
+        let op = FsOp::Lookup {
+            parent,
+            name: name.clone(),
+        };
+        self.ask(cred, op, move |ops, answer| match answer.result {
+            Ok(rep) => reply(Ok(ops.entry(parent, &name, attr_of(rep), answer.index))),
+            Err(FsError::NotFound) if NEGATIVE_ENTRIES && answer.index > 0 => {
+                reply(Ok(ops.no_entry(parent, &name, answer.index)));
+            }
+            Err(e) => reply(Err(lookup_errno(e))),
+        });
+    }
+
+    pub fn forget(&self, ino: InodeNo, nlookup: u64) {
+        lock(&self.state).inodes.forget(ino, nlookup);
+    }
+
+    pub fn getattr(&self, cred: Cred, ino: InodeNo, reply: Reply<Known>) {
+        let is_root = ino == InodeNo::ROOT;
+        let cached = is_root && lock(&self.state).root.is_some();
+        let deadline = self.brief_deadline(cached);
+        let op = FsOp::Getattr { ino };
+        self.ask_by(deadline, cred, op, move |ops, answer| {
+            let mut state = lock(&ops.state);
+            let known = match answer.result {
+                Ok(rep) => Ok(state.known(attr_of(rep), answer.index)),
+                Err(e) => Err(e),
+            };
+            let known = match (known, is_root) {
+                (known, false) => known,
+                (Ok(known), true) => {
+                    state.root = Some(known.attr.clone());
+                    Ok(known)
+                }
+                (Err(e), true) => state.root.clone().ok_or(e).map(|attr| Known {
+                    attr,
+                    ttl: Duration::ZERO,
+                }),
+            };
+            drop(state);
+            reply(known.map_err(errno));
+        });
+    }
+
+    pub fn setattr(
+        &self,
+        cred: Cred,
+        ino: InodeNo,
+        fh: Option<Fh>,
+        mut set: SetAttr,
+        reply: Reply<Known>,
+    ) {
+        let gives_away = set.uid.is_some() || set.gid.is_some();
+        set.kill_priv = gives_away || (set.size.is_some() && cred.uid != 0);
+        if set.size.is_some_and(|size| size > FILE_MAX) {
+            return reply(Err(Errno::EFBIG));
+        }
+        let range = set.size.map_or(0..0, |_| 0..u64::MAX);
+        let op = FsOp::Setattr { ino, set };
+        let mut state = lock(&self.state);
+        if let Some(e) = state.refuse(&self.mount, &op) {
+            drop(state);
+            return reply(Err(errno(e)));
+        }
+        let reply = Some(reply);
+        let then = Then::Setattr(Box::new(Setting { ino, fh, reply }));
+        let id = self.register(&mut state, self.deadline(), &op, then);
+        state.inodes.get_or_new(ino).busy().pending.begin(id, range);
+        drop(state);
+        self.control.send(&FusedToRaftd::Req { id, cred, op });
+    }
+
+    pub fn readlink(&self, cred: Cred, ino: InodeNo, reply: DataReply) {
+        self.ask(cred, FsOp::Readlink { ino }, |_, answer| {
+            match answer.result {
+                Ok(FsRep::Target(target)) => reply(Ok(&target)),
+                Ok(_) => unexpected(),
+                Err(e) => reply(Err(errno(e))),
+            }
+        });
+    }
+
+    /// MKNOD, MKDIR, SYMLINK, LINK: `op` makes the name.
+    fn make(&self, cred: Cred, parent: InodeNo, name: &[u8], op: FsOp, reply: Reply<Entry>) {
+        if let Err(e) = check_name(name) {
+            return reply(Err(errno(e)));
+        }
+        let name = name.to_vec();
+        self.ask(cred, op, move |ops, answer| match answer.result {
+            Ok(rep) => reply(Ok(ops.entry(parent, &name, attr_of(rep), answer.index))),
+            Err(e) => reply(Err(errno(e))),
+        });
+    }
+
+    /// `mode` with its type, the umask applied.
+    pub fn mknod(
+        &self,
+        cred: Cred,
+        parent: InodeNo,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+        reply: Reply<Entry>,
+    ) {
+        let op = FsOp::Mknod {
+            parent,
+            name: name.to_vec(),
+            mode,
+            rdev,
+        };
+        self.make(cred, parent, name, op, reply);
+    }
+
+    pub fn mkdir(&self, cred: Cred, parent: InodeNo, name: &[u8], mode: u32, reply: Reply<Entry>) {
+        let op = FsOp::Mkdir {
+            parent,
+            name: name.to_vec(),
+            mode,
+        };
+        self.make(cred, parent, name, op, reply);
+    }
+
+    pub fn symlink(
+        &self,
+        cred: Cred,
+        parent: InodeNo,
+        name: &[u8],
+        target: &[u8],
+        reply: Reply<Entry>,
+    ) {
+        let op = FsOp::Symlink {
+            parent,
+            name: name.to_vec(),
+            target: target.to_vec(),
+        };
+        self.make(cred, parent, name, op, reply);
+    }
+
+    pub fn link(
+        &self,
+        cred: Cred,
+        ino: InodeNo,
+        parent: InodeNo,
+        name: &[u8],
+        reply: Reply<Entry>,
+    ) {
+        let op = FsOp::Link {
+            ino,
+            parent,
+            name: name.to_vec(),
+        };
+        self.make(cred, parent, name, op, reply);
+    }
+
+    pub fn create(
+        &self,
+        cred: Cred,
+        parent: InodeNo,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+        reply: Reply<(Entry, Opening)>,
+    ) {
+        if let Err(e) = check_name(name) {
+            return reply(Err(errno(e)));
+        }
+        let name = name.to_vec();
+        let op = FsOp::Create {
+            parent,
+            name: name.clone(),
+            mode,
+            excl: flags & libc::O_EXCL != 0,
+            truncate: flags & libc::O_TRUNC != 0,
+        };
+        self.ask(cred, op, move |ops, answer| match answer.result {
+            Ok(rep) => {
+                let entry = ops.entry(parent, &name, attr_of(rep), answer.index);
+                let (ino, attr) = (entry.attr.ino, &entry.attr);
+                let opening = {
+                    let mut state = lock(&ops.state);
+                    let keep_cache = state.keep_cache(attr);
+                    Opening {
+                        keep_cache,
+                        // Attributes set while it is new are awaited at close.
+                        no_flush: false,
+                        ..state.open(ino, flags)
+                    }
+                };
+                ops.after_invalidation(ino, answer.id, answer.deadline, move |ops, done| {
+                    if done.is_err() {
+                        ops.release(ino, opening.fh);
+                        ops.forget(ino, 1);
+                    }
+                    reply(done.map(|()| (entry, opening)));
+                });
+            }
+            Err(e) => reply(Err(errno(e))),
+        });
+    }
+
+    pub fn unlink(&self, cred: Cred, parent: InodeNo, name: &[u8], reply: Reply<()>) {
+        let name = name.to_vec();
+        self.ask_done(cred, FsOp::Unlink { parent, name }, reply);
+    }
+
+    pub fn rmdir(&self, cred: Cred, parent: InodeNo, name: &[u8], reply: Reply<()>) {
+        let name = name.to_vec();
+        self.ask_done(cred, FsOp::Rmdir { parent, name }, reply);
+    }
+
+    /// `flags` are those of renameat2(2).
+    #[allow(clippy::too_many_arguments)]
+    pub fn rename(
+        &self,
+        cred: Cred,
+        parent: InodeNo,
+        name: &[u8],
+        new_parent: InodeNo,
+        new_name: &[u8],
+        flags: u32,
+        reply: Reply<()>,
+    ) {
+        let both = RENAME_NOREPLACE | RENAME_EXCHANGE;
+        if flags & !both != 0 || flags == both {
+            return reply(Err(Errno::EINVAL));
+        }
+        if let Err(e) = check_name(new_name) {
+            return reply(Err(errno(e)));
+        }
+        let op = FsOp::Rename {
+            parent,
+            name: name.to_vec(),
+            new_parent,
+            new_name: new_name.to_vec(),
+            no_replace: flags & RENAME_NOREPLACE != 0,
+            exchange: flags & RENAME_EXCHANGE != 0,
+        };
+        self.ask_done(cred, op, reply);
+    }
+
+    pub fn open(&self, cred: Cred, ino: InodeNo, flags: i32, reply: Reply<Opening>) {
+        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if write && self.mount.read_only {
+            return reply(Err(Errno::EROFS));
+        }
+        let truncate = flags & libc::O_TRUNC != 0;
+        let op = FsOp::Open { ino, truncate };
+        self.ask(cred, op, move |ops, answer| {
+            ops.opened(ino, flags, answer, reply);
+        });
+    }
+
+    fn opened(&self, ino: InodeNo, flags: i32, answer: Answer<'_>, reply: Reply<Opening>) {
+        let attr = match answer.result {
+            Ok(rep) => attr_of(rep),
+            Err(e) => return reply(Err(errno(e))),
+        };
+        let (id, index, deadline) = (answer.id, answer.index, answer.deadline);
+        let mut state = lock(&self.state);
+        if state.lost.is_stale(ino, id, index) {
+            return self.stale_open(state, ino, id, deadline, reply);
+        }
+        let keep_cache = state.keep_cache(&attr);
+        let opening = Opening {
+            keep_cache,
+            ..state.open(ino, flags)
+        };
+        if let Some(fd) = answer.fd {
+            let backing = Backing::new(ino, fd, self.control.clone());
+            state.inodes.set_backing(ino, backing);
+        }
+        let killed = state.inodes.get_or_new(ino).note(&attr, index);
+        drop(state);
+        if killed {
+            self.invalidations.inode(ino, None);
+        }
+        self.after_invalidation(ino, id, deadline, move |ops, done| {
+            if done.is_err() {
+                ops.release(ino, opening.fh);
+            }
+            reply(done.map(|()| opening));
+        });
+    }
+
+    /// The kernel may have decided on this OPEN by a name which the inode has
+    /// lost.  It is told ESTALE, looks the name up again and tries once more;
+    /// so not before it has dropped the old name.
+    fn stale_open(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        ino: InodeNo,
+        id: ReqId,
+        deadline: Instant,
+        reply: Reply<Opening>,
+    ) {
+        let then = move |_: &Ops, _| reply(Err(Errno::ESTALE));
+        if state.lost.hold(ino, id) {
+            self.hold(&mut state, id, deadline, then);
+            drop(state);
+        } else {
+            drop(state);
+            then(self, Ok(()));
+        }
+        self.release_inode(ino);
+    }
+
+    pub fn release(&self, ino: InodeNo, fh: Fh) {
+        let mut state = lock(&self.state);
+        if let Some(handle) = state.handles.close(fh) {
+            if let Some(busy) = state.inodes.if_busy(ino) {
+                busy.opens = busy.opens.saturating_sub(1);
+                let buffered = u32::from(!handle.direct);
+                busy.buffered = busy.buffered.saturating_sub(buffered);
+            }
+            state.inodes.tidy(ino);
+            drop(state);
+            self.release_inode(ino);
+        }
+    }
+
+    pub fn read(&self, cred: Cred, ino: InodeNo, offset: u64, size: u32, reply: DataReply) {
+        let range = offset..offset.saturating_add(u64::from(size));
+        let go: Wake = Box::new(move |ops| ops.read_now(cred, ino, offset, size, reply));
+        let mut state = lock(&self.state);
+        let go = match state.inodes.if_busy(ino) {
+            // The file does not have those bytes yet.
+            Some(busy) => busy.pending.wait(Some(range), go),
+            None => Err(go),
+        };
+        drop(state);
+        if let Err(go) = go {
+            go(self);
+        }
+    }
+
+    fn read_now(&self, cred: Cred, ino: InodeNo, offset: u64, size: u32, reply: DataReply) {
+        let backing = lock(&self.state).inodes.backing(ino);
+        if let Some(backing) = backing {
+            return self.reads.push(Read {
+                ino,
+                offset,
+                size,
+                backing,
+                again: false,
+                reply,
+            });
+        }
+        let op = FsOp::Read { ino, offset, size };
+        self.ask(cred, op, |_, answer| match answer.result {
+            Ok(FsRep::Data { .. }) => reply(Ok(answer.data)),
+            Ok(_) => unexpected(),
+            Err(e) => reply(Err(errno(e))),
+        });
+    }
+
+    /// Reads a backing file; called by its own threads.
+    pub fn pread(&self, read: Read, buf: &mut [u8]) {
+        let n = match read.backing.read(buf, read.offset) {
+            Ok(n) => n,
+            Err(e) => {
+                common::log_warn!(e, "mount {}: read", self.mount.point.display());
+                return (read.reply)(Err(Errno::EIO));
+            }
+        };
+        if n == buf.len() {
+            return (read.reply)(Ok(buf));
+        }
+        // To the kernel a short read is the end of the file.  If a change
+        // under way may move that, wait for it, once; otherwise it is true,
+        // because the file is never shorter than a size that raftd has told.
+        let mut state = lock(&self.state);
+        let busy = state.inodes.if_busy(read.ino);
+        match busy.filter(|busy| !read.again && busy.pending.is_any()) {
+            None => {
+                drop(state);
+                (read.reply)(Ok(buf.get(..n).unwrap_or(&[])));
+            }
+            Some(busy) => {
+                let again = Read {
+                    again: true,
+                    ..read
+                };
+                let go: Wake = Box::new(|ops| ops.reads.push(again));
+                let waits = busy.pending.wait(None, go);
+                drop(state);
+                if let Err(go) = waits {
+                    go(self);
+                }
+            }
+        }
+    }
+
+    pub fn write(&self, cred: Cred, write: Write<'_>, reply: Reply<u32>) {
+        let deadline = self.deadline();
+        let (ino, offset, len) = (write.ino, write.offset, write.data.len() as u32);
+        let end = offset.saturating_add(u64::from(len));
+        if end > FILE_MAX {
+            return reply(Err(Errno::EFBIG));
+        }
+        if !self.wait_room(deadline) {
+            return reply(Err(Errno::EIO));
+        }
+        let append = write.flags & libc::O_APPEND != 0 && !write.mapped;
+        let op = FsOp::Write {
+            ino,
+            offset,
+            len,
+            append,
+            kill_priv: write.kill_priv,
+        };
+        let mut state = lock(&self.state);
+        let failed = match state.handles.take_error(write.fh) {
+            Some(e) => Some(e),
+            None => state.refuse(&self.mount, &op),
+        };
+        if let Some(e) = failed {
+            drop(state);
+            return reply(Err(errno(e)));
+        }
+        let sync = write.flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        let handle = state.handles.get(write.fh);
+        let writing = Writing {
+            ino,
+            fh: (!write.mapped).then_some(write.fh),
+            offset,
+            len,
+            append,
+            direct: handle.is_some_and(|h| h.direct),
+            sync: append || sync || handle.is_some_and(|h| h.sync),
+            reply: Some(reply),
+        };
+        let then = Then::Write(Box::new(writing));
+        let id = self.register(&mut state, deadline, &op, then);
+        let range = offset..if append { u64::MAX } else { end };
+        state.inodes.get_or_new(ino).busy().pending.begin(id, range);
+        drop(state);
+        let req = FusedToRaftd::Req { id, cred, op };
+        self.bulk.send_with(&req, write.data);
+    }
+
+    /// Holds a WRITE back while too much waits for raftd; but the last reader
+    /// of the device always goes on, so that everything else is served.
+    fn wait_room(&self, deadline: Instant) -> bool {
+        if self.bulk.has_room() {
+            return true;
+        }
+        let parked = self.parked.fetch_add(1, Ordering::Relaxed) + 1;
+        let room = parked >= device::THREADS || self.bulk.wait_room(deadline);
+        self.parked.fetch_sub(1, Ordering::Relaxed);
+        room
+    }
+
+    /// Answered when no change that this mount made to the inode is under way
+    /// any more.
+    pub fn flush(&self, ino: InodeNo, fh: Fh, reply: Reply<()>) {
+        self.settle(ino, fh, Ok(()), reply);
+    }
+
+    fn settle(&self, ino: InodeNo, fh: Fh, result: Result<(), FsError>, reply: Reply<()>) {
+        let done: Wake = Box::new(move |ops| {
+            let failed = lock(&ops.state).handles.take_error(fh);
+            let result = failed.map_or(result, Err);
+            reply(result.map_err(errno));
+        });
+        let mut state = lock(&self.state);
+        let done = match state.inodes.if_busy(ino) {
+            Some(busy) => busy.pending.wait(None, done),
+            None => Err(done),
+        };
+        drop(state);
+        if let Err(done) = done {
+            done(self);
+        }
+    }
+
+    pub fn fsync(&self, cred: Cred, ino: InodeNo, fh: Fh, reply: Reply<()>) {
+        self.ask(cred, FsOp::Fsync { ino }, move |ops, answer| {
+            ops.settle(ino, fh, answer.result.map(drop), reply);
+        });
+    }
+
+    /// Names are durable when their operation returns.
+    pub fn fsyncdir(&self, cred: Cred, ino: InodeNo, reply: Reply<()>) {
+        self.ask_done(cred, FsOp::Fsync { ino }, reply);
+    }
+
+    /// Answered here: the kernel may keep the listing, since every change of
+    /// it by others invalidates it and its own the kernel sees itself.
+    pub fn opendir(&self, ino: InodeNo, reply: Reply<()>) {
+        self.after_invalidation(ino, ReqId(0), self.deadline(), |_, done| reply(done));
+    }
+
+    pub fn readdir(
+        &self,
+        cred: Cred,
+        ino: InodeNo,
+        after: Cookie,
+        size: u32,
+        plus: bool,
+        reply: Reply<Vec<Listed>>,
+    ) {
+        lock(&self.state).inodes.get_or_new(ino).listed = true;
+        let op = FsOp::Readdir {
+            ino,
+            after,
+            size,
+            plus,
+        };
+        self.ask(cred, op, move |ops, answer| match answer.result {
+            Ok(FsRep::Dirents { entries, .. }) => {
+                let listed = ops.listed(ino, entries, size as usize, plus, answer.index);
+                reply(Ok(listed));
+            }
+            Ok(_) => unexpected(),
+            Err(e) => reply(Err(errno(e))),
+        });
+    }
+
+    pub fn statfs(&self, cred: Cred, reply: Reply<Statfs>) {
+        let cached = lock(&self.state).statfs.is_some();
+        let deadline = self.brief_deadline(cached);
+        self.ask_by(deadline, cred, FsOp::Statfs, |ops, answer| {
+            let mut state = lock(&ops.state);
+            let statfs = match answer.result {
+                Ok(FsRep::Statfs(statfs)) => Ok(*state.statfs.insert(statfs)),
+                Ok(_) => unexpected(),
+                Err(e) => state.statfs.ok_or(e),
+            };
+            drop(state);
+            reply(statfs.map_err(errno));
+        });
+    }
+
+    /// An entry for the kernel, counted as looked up.
+    fn entry(&self, parent: InodeNo, name: &[u8], attr: Attr, index: u64) -> Entry {
+        let mut state = lock(&self.state);
+        state.inodes.looked_up(attr.ino);
+        let known = state.known(attr, index);
+        Entry {
+            attr: known.attr,
+            attr_ttl: known.ttl,
+            entry_ttl: self.entry_ttl(&state, parent, name, index),
+        }
+    }
+
+    fn no_entry(&self, parent: InodeNo, name: &[u8], index: u64) -> Entry {
+        Entry {
+            attr: Attr::default(),
+            attr_ttl: Duration::ZERO,
+            entry_ttl: self.entry_ttl(&lock(&self.state), parent, name, index),
+        }
+    }
+
+    fn entry_ttl(&self, state: &State, parent: InodeNo, name: &[u8], index: u64) -> Duration {
+        if state.changes.name_since(parent, name, index) {
+            Duration::ZERO
+        } else if self.epochs.load(Ordering::Relaxed) {
+            TTL
+        } else {
+            SHORT_TTL
+        }
+    }
+
+    fn listed(
+        &self,
+        dir: InodeNo,
+        entries: Vec<Dirent>,
+        size: usize,
+        plus: bool,
+        index: u64,
+    ) -> Vec<Listed> {
+        let head = if plus { DIRENTPLUS_SIZE } else { DIRENT_SIZE };
+        let mut left = size;
+        let mut state = lock(&self.state);
+        let mut listed = Vec::with_capacity(entries.len());
+        for mut dirent in entries {
+            let cost = (head + dirent.name.len()).next_multiple_of(8);
+            match left.checked_sub(cost) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+            let mut attr_ttl = Duration::ZERO;
+            // The kernel counts no lookup for these two.
+            let attr = dirent.attr.take().filter(|_| plus && !is_dot(&dirent.name));
+            if let Some(attr) = attr {
+                state.inodes.looked_up(attr.ino);
+                let known = state.known(attr, index);
+                attr_ttl = known.ttl;
+                dirent.attr = Some(known.attr);
+            }
+            let entry_ttl = self.entry_ttl(&state, dir, &dirent.name, index);
+            listed.push(Listed {
+                dirent,
+                attr_ttl,
+                entry_ttl,
+            });
+        }
+        listed
+    }
+}
+
+/// What raftd says.
+impl Ops {
+    /// A WRITE or SETATTR is queued: the kernel need not wait any longer.
+    pub fn accepted(&self, id: ReqId, attr: Option<Attr>) {
+        let mut state = lock(&self.state);
+        let Some(request) = state.requests.get(id) else {
+            // Its time was over.
+            return;
+        };
+        match &mut request.then {
+            Then::Write(writing) if !writing.sync => {
+                let (reply, len) = (writing.reply.take(), writing.len);
+                drop(state);
+                if let Some(reply) = reply {
+                    reply(Ok(len));
+                }
+            }
+            Then::Setattr(setting) => {
+                // Its times are the leader's to tell: nothing to keep.
+                let Some(attr) = attr else { unexpected() };
+                let reply = setting.reply.take();
+                drop(state);
+                if let Some(reply) = reply {
+                    let ttl = Duration::ZERO;
+                    reply(Ok(Known { attr, ttl }));
+                }
+            }
+            _ => (),
+        }
+    }
+
+    /// The answer to a request.
+    pub fn answered(
+        &self,
+        id: ReqId,
+        index: u64,
+        result: Result<FsRep, FsError>,
+        fd: Option<OwnedFd>,
+        data: &[u8],
+    ) {
+        let mut state = lock(&self.state);
+        let Some(request) = state.requests.remove(id) else {
+            let op = state.requests.take_late(id);
+            drop(state);
+            if let Some(op) = op {
+                self.late(op, result);
+            }
+            return;
+        };
+        drop(state);
+        let answer = Answer {
+            id,
+            deadline: request.deadline,
+            index,
+            result,
+            fd,
+            data,
+        };
+        self.conclude(request.then, answer);
+    }
+
+    fn conclude(&self, then: Then, answer: Answer<'_>) {
+        match then {
+            Then::Answer(then) => then(self, answer),
+            Then::Write(writing) => self.written(*writing, answer),
+            Then::Setattr(setting) => self.set(*setting, answer),
+            Then::Held(then) => then(self, Err(Errno::EIO)),
+        }
+    }
+
+    /// A WRITE is applied, or never will be.
+    fn written(&self, writing: Writing, answer: Answer<'_>) {
+        let ino = writing.ino;
+        let mut state = lock(&self.state);
+        let mut ready = Vec::new();
+        if let Some(busy) = state.inodes.if_busy(ino) {
+            ready = busy.pending.end(answer.id);
+        }
+        let (offset, attr) = match answer.result {
+            Ok(FsRep::Written { offset, attr }) => (offset, attr),
+            Ok(_) => unexpected(),
+            Err(e) => {
+                return self.change_failed(
+                    state,
+                    ino,
+                    writing.fh,
+                    e,
+                    writing.reply.map(errno_to),
+                    ready,
+                );
+            }
+        };
+        let inode = state.inodes.get_or_new(ino);
+        inode.version = Some(attr.data_version);
+        let killed = inode.note(&attr, answer.index);
+        // Pages that another handle may have read before the end moved.
+        let beside = inode.if_busy().is_some_and(|busy| busy.buffered > 0);
+        state.inodes.tidy(ino);
+        drop(state);
+        ready.into_iter().for_each(|wake| wake(self));
+        let moved = writing.append && (beside || offset != writing.offset);
+        if moved {
+            let from = offset.min(writing.offset);
+            self.invalidations.inode(ino, Some(from));
+        } else if killed {
+            self.invalidations.inode(ino, None);
+        }
+        let Some(reply) = writing.reply else {
+            return;
+        };
+        let len = writing.len;
+        match moved && writing.direct {
+            // A write through the pages holds them locked: dropping them has
+            // to wait for its answer, not the other way round.
+            false => reply(Ok(len)),
+            true => self.after_invalidation(ino, answer.id, answer.deadline, move |_, _| {
+                reply(Ok(len));
+            }),
+        }
+    }
+
+    /// A SETATTR is applied, or never will be.
+    fn set(&self, setting: Setting, answer: Answer<'_>) {
+        let ino = setting.ino;
+        let mut state = lock(&self.state);
+        let mut ready = Vec::new();
+        if let Some(busy) = state.inodes.if_busy(ino) {
+            ready = busy.pending.end(answer.id);
+        }
+        let attr = match answer.result {
+            Ok(rep) => attr_of(rep),
+            Err(e) => {
+                return self.change_failed(
+                    state,
+                    ino,
+                    setting.fh,
+                    e,
+                    setting.reply.map(errno_to),
+                    ready,
+                );
+            }
+        };
+        if let Some(inode) = state.inodes.get(ino) {
+            inode.version = Some(attr.data_version);
+        }
+        let known = state.known(attr, answer.index);
+        state.inodes.tidy(ino);
+        drop(state);
+        ready.into_iter().for_each(|wake| wake(self));
+        if let Some(reply) = setting.reply {
+            reply(Ok(known));
+        }
+    }
+
+    /// A change of an inode has failed.  If the kernel has had its answer, the
+    /// handle keeps the error, and what the kernel believes is wrong.
+    fn change_failed(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        ino: InodeNo,
+        fh: Option<Fh>,
+        error: FsError,
+        reply: Option<Box<dyn FnOnce(Errno) + Send>>,
+        ready: Vec<Wake>,
+    ) {
+        if reply.is_none() {
+            state.handles.fail(ino, fh, error);
+        }
+        if let Some(inode) = state.inodes.get(ino) {
+            inode.version = None;
+        }
+        state.inodes.tidy(ino);
+        drop(state);
+        self.invalidations.inode(ino, Some(0));
+        ready.into_iter().for_each(|wake| wake(self));
+        if let Some(reply) = reply {
+            reply(errno(error));
+        }
+    }
+
+    /// raftd has answered after the kernel was told EIO.  What has happened
+    /// nevertheless is not told to this mount again.
+    fn late(&self, op: FsOp, result: Result<FsRep, FsError>) {
+        let name = |parent: InodeNo, name: &[u8]| {
+            self.invalidations.entry(parent, name, None);
+            self.invalidations.inode(parent, Some(0));
+        };
+        match op {
+            FsOp::Open { ino, .. } if result.is_ok() => self.release_inode(ino),
+            FsOp::Create {
+                parent, name: n, ..
+            } => {
+                if let Ok(FsRep::Entry { attr, .. }) = result {
+                    self.release_inode(attr.ino);
+                }
+                name(parent, &n);
+            }
+            FsOp::Mknod {
+                parent, name: n, ..
+            }
+            | FsOp::Mkdir {
+                parent, name: n, ..
+            }
+            | FsOp::Symlink {
+                parent, name: n, ..
+            }
+            | FsOp::Unlink { parent, name: n }
+            | FsOp::Rmdir { parent, name: n } => name(parent, &n),
+            FsOp::Link {
+                ino,
+                parent,
+                name: n,
+            } => {
+                name(parent, &n);
+                self.invalidations.inode(ino, None);
+            }
+            FsOp::Rename {
+                parent,
+                name: old,
+                new_parent,
+                new_name,
+                ..
+            } => {
+                name(parent, &old);
+                name(new_parent, &new_name);
+            }
+            FsOp::Setattr { ino, .. } | FsOp::Write { ino, .. } => {
+                self.invalidations.inode(ino, Some(0));
+            }
+            _ => (),
+        }
+    }
+
+    pub fn inval_inode(&self, ino: InodeNo, data: Option<u64>, index: u64) {
+        let mut state = lock(&self.state);
+        let known = state.inodes.is_known(ino);
+        state.prune();
+        let next = state.requests.next_id();
+        state.changes.inode(ino, index, next);
+        drop(state);
+        if known {
+            self.invalidations.inode(ino, data);
+        }
+    }
+
+    pub fn inval_entry(&self, parent: InodeNo, name: &[u8], lost: Option<InodeNo>, index: u64) {
+        let mut state = lock(&self.state);
+        let known = state.inodes.is_known(parent);
+        state.prune();
+        let next = state.requests.next_id();
+        state.changes.name(parent, name, index, next);
+        let lost = lost.filter(|ino| known && state.inodes.is_known(*ino));
+        if lost.is_some() {
+            state.lost.lost(lost, index);
+        }
+        drop(state);
+        if known {
+            self.invalidations.entry(parent, name, lost);
+        }
+    }
+
+    pub fn inval_all(&self, index: u64) {
+        let mut state = lock(&self.state);
+        state.changes.all(index);
+        state.lost.lost(None, index);
+        let (known, listed) = state.inodes.known();
+        drop(state);
+        self.invalidations.everything(&known, &listed);
+    }
+
+    pub fn backing(&self, ino: InodeNo, fd: OwnedFd) {
+        let backing = Backing::new(ino, fd, self.control.clone());
+        lock(&self.state).inodes.set_backing(ino, backing);
+    }
+
+    pub fn revoke(&self, ino: InodeNo) {
+        let backing = lock(&self.state).inodes.take_backing(ino);
+        match backing {
+            Some(backing) => backing.revoke(),
+            None => self.control.send(&FusedToRaftd::RevokeAck { ino }),
+        }
+    }
+
+    pub fn quorum(&self, quorum: bool) {
+        lock(&self.state).quorum = quorum;
+        let what = if quorum { "quorum" } else { "no quorum" };
+        log_debug!("mount {}: {what}", self.mount.point.display());
+    }
+}
+
+/// What the threads that notify the kernel ask and tell.
+impl Ops {
+    pub fn set_epochs(&self, epochs: bool) {
+        self.epochs.store(epochs, Ordering::Relaxed);
+    }
+
+    pub fn is_known(&self, ino: InodeNo) -> bool {
+        lock(&self.state).inodes.is_known(ino)
+    }
+
+    /// Whether the kernel may have kept something of the listing, which is
+    /// now going to be dropped.
+    pub fn take_listed(&self, dir: InodeNo) -> bool {
+        let mut state = lock(&self.state);
+        let listed = state.inodes.get(dir).map(|inode| &mut inode.listed);
+        listed.is_some_and(std::mem::take)
+    }
+
+    /// The kernel has dropped names of these inodes; None: all names.
+    pub fn names_dropped(&self, lost: &[Option<InodeNo>]) {
+        let mut state = lock(&self.state);
+        let next = state.requests.next_id();
+        let held: Vec<ReqId> = lost
+            .iter()
+            .flat_map(|ino| state.lost.told(*ino, next))
+            .collect();
+        drop(state);
+        held.into_iter().for_each(|id| self.unhold(id));
+    }
+}
+
+impl State {
+    /// Forgets what only requests that are answered by now had to know.
+    fn prune(&mut self) {
+        let oldest = self.requests.oldest();
+        self.changes.prune(oldest);
+        self.lost.prune(oldest);
+    }
+}
+
+impl Answer<'_> {
+    fn failed(id: ReqId, deadline: Instant, error: FsError) -> Self {
+        Answer {
+            id,
+            deadline,
+            index: 0,
+            result: Err(error),
+            fd: None,
+            data: &[],
+        }
+    }
+}
+
+/// A reply that can only be an error now.
+fn errno_to<T: 'static>(reply: Reply<T>) -> Box<dyn FnOnce(Errno) + Send> {
+    Box::new(|e| reply(Err(e)))
+}
+
+/// Starts the timer: no request waits longer than its time, whatever raftd
+/// does.
+pub fn start(ops: &Arc<Ops>) {
+    let ops = ops.clone();
+    spawn("timer", move || ops.watch());
+}
+
+impl Ops {
+    fn watch(&self) {
+        let mut state = lock(&self.state);
+        loop {
+            let now = Instant::now();
+            if let Some((id, request)) = state.requests.expire(now) {
+                drop(state);
+                let answer = Answer::failed(id, request.deadline, FsError::TimedOut);
+                self.conclude(request.then, answer);
+                state = lock(&self.state);
+                continue;
+            }
+            let next = state.requests.next_deadline();
+            state.requests.alarm = next;
+            state = match next {
+                Some(at) => wait_timeout(&self.timer, state, at.saturating_duration_since(now)),
+                None => wait(&self.timer, state),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors() {
+        for (e, want) in [
+            (FsError::NotFound, Errno::ENOENT),
+            (FsError::Exists, Errno::EEXIST),
+            (FsError::NotEmpty, Errno::ENOTEMPTY),
+            (FsError::Stale, Errno::ESTALE),
+            (FsError::Loop, Errno::EINVAL),
+            (FsError::TooBig, Errno::EFBIG),
+            (FsError::NoSpace, Errno::ENOSPC),
+            (FsError::NoPermission, Errno::EACCES),
+            (FsError::NotOwner, Errno::EPERM),
+            (FsError::ReadOnly, Errno::EROFS),
+            (FsError::Unsupported, Errno::EOPNOTSUPP),
+            (FsError::NoQuorum, Errno::EIO),
+            (FsError::TimedOut, Errno::EIO),
+            (FsError::Io, Errno::EIO),
+        ] {
+            assert_eq!(errno(e), want);
+        }
+        assert_eq!(lookup_errno(FsError::NotFound), Errno::ENOENT);
+        let other = match cfg!(target_os = "openbsd") {
+            true => Errno::ENXIO,
+            false => Errno::EIO,
+        };
+        assert_eq!(lookup_errno(FsError::TimedOut), other);
+    }
+
+    #[test]
+    fn what_needs_a_quorum() {
+        let ino = InodeNo(2);
+        let changing = [
+            FsOp::Open {
+                ino,
+                truncate: true,
+            },
+            FsOp::Unlink {
+                parent: ino,
+                name: b"x".to_vec(),
+            },
+            FsOp::Setattr {
+                ino,
+                set: SetAttr::default(),
+            },
+        ];
+        assert!(changing.iter().all(changes_tree));
+        let truncate = false;
+        let looking = [
+            FsOp::Open { ino, truncate },
+            FsOp::Getattr { ino },
+            FsOp::Fsync { ino },
+            FsOp::Release { ino },
+            FsOp::Statfs,
+        ];
+        assert!(!looking.iter().any(changes_tree));
+    }
+}

@@ -1,0 +1,302 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! Errors, time limits, and the death of each process.
+
+#![forbid(unsafe_code)]
+
+use crate::tree::Mode;
+use crate::{errno, mount, wait_until, Options};
+use common::fs::FsError;
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::thread;
+use std::time::Duration;
+
+fn brief() -> Options {
+    Options {
+        timeout: Duration::from_secs(1),
+        ..Options::default()
+    }
+}
+
+fn close(f: File) -> nix::Result<()> {
+    nix::unistd::close(f.into_raw_fd())
+}
+
+#[test]
+fn a_failed_write_is_reported_once() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    m.tree.create("f", b"old bytes");
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(m.path("f"))
+            .unwrap()
+    };
+    let (f, other) = (open(), open());
+
+    m.tree.set_mode(Mode::Refuse(FsError::NoSpace));
+    f.write_all_at(b"new", 0).unwrap();
+    assert_eq!(errno(f.sync_all()), Errno::ENOSPC);
+    f.sync_all().unwrap();
+    other.sync_all().unwrap();
+
+    m.tree.set_mode(Mode::Hold);
+    f.write_all_at(b"new", 0).unwrap();
+    m.tree.wait_held(1);
+    m.tree.refuse_held(FsError::Io);
+    wait_until("the error", || match f.write_at(b"N", 0) {
+        Ok(_) => false,
+        Err(e) => e.raw_os_error() == Some(Errno::EIO as i32),
+    });
+    f.write_all_at(b"new", 0).unwrap();
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"new bytes");
+
+    m.tree.set_mode(Mode::Hold);
+    f.write_all_at(b"lost", 0).unwrap();
+    m.tree.wait_held(1);
+    thread::scope(|s| {
+        let closing = s.spawn(|| close(f));
+        m.tree.refuse_held(FsError::NoSpace);
+        assert_eq!(closing.join().unwrap(), Err(Errno::ENOSPC));
+    });
+    // What the kernel believed is gone.
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"new bytes");
+}
+
+#[test]
+fn a_synchronous_write_fails_itself() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    m.tree.create("f", b"");
+    let flags = nix::fcntl::OFlag::O_SYNC.bits();
+    let mut options = OpenOptions::new();
+    let f = options
+        .write(true)
+        .custom_flags(flags)
+        .open(m.path("f"))
+        .unwrap();
+    let mut log = OpenOptions::new().append(true).open(m.path("f")).unwrap();
+    m.tree.set_mode(Mode::Refuse(FsError::NoSpace));
+    assert_eq!(errno(f.write_all_at(b"x", 0)), Errno::ENOSPC);
+    assert_eq!(errno(log.write_all(b"x")), Errno::ENOSPC);
+    f.sync_all().unwrap();
+    close(f).unwrap();
+    close(log).unwrap();
+}
+
+#[test]
+fn queued_attributes_are_awaited_at_close() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    m.tree.accept_setattr();
+    let f = File::create(m.path("f")).unwrap();
+    m.tree.set_mode(Mode::Hold);
+    f.write_all_at(b"x", 0).unwrap();
+    f.set_permissions(fs::Permissions::from_mode(0o600))
+        .unwrap();
+    m.tree.wait_held(2);
+    thread::scope(|s| {
+        let closing = s.spawn(|| close(f));
+        m.tree.apply_held();
+        closing.join().unwrap().unwrap();
+    });
+    assert_eq!(m.tree.attr("f").mode & 0o7777, 0o600);
+    let mode = fs::metadata(m.path("f")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+
+    let f = OpenOptions::new().write(true).open(m.path("f")).unwrap();
+    m.tree.set_mode(Mode::Refuse(FsError::NotOwner));
+    f.set_permissions(fs::Permissions::from_mode(0o644))
+        .unwrap();
+    assert_eq!(close(f), Err(Errno::EPERM));
+    let mode = fs::metadata(m.path("f")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+}
+
+#[test]
+fn nothing_hangs_when_raftd_is_silent() {
+    let Some(m) = mount(brief()) else {
+        return;
+    };
+    m.tree.create("f", &[1; 5000]);
+    m.tree.create("victim", b"");
+    let f = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(m.path("f"))
+        .unwrap();
+    statvfs(&m.path("")).unwrap();
+    fs::metadata(m.path("")).unwrap();
+    m.tree.chmod("", 0o755);
+    assert!(m.path("victim").exists());
+
+    m.tree.set_mode(Mode::Silent);
+    assert_eq!(errno(fs::metadata(m.path("unknown"))), Errno::EIO);
+    assert_eq!(errno(File::open(m.path("f"))), Errno::EIO);
+    statvfs(&m.path("")).unwrap();
+    fs::metadata(m.path("")).unwrap();
+
+    m.tree.set_mode(Mode::Mute);
+    assert_eq!(errno(fs::create_dir(m.path("d"))), Errno::EIO);
+    assert_eq!(errno(fs::remove_file(m.path("victim"))), Errno::EIO);
+    assert_eq!(errno(File::create(m.path("new"))), Errno::EIO);
+    assert_eq!(errno(f.write_at(b"late", 0)), Errno::EIO);
+    assert_eq!(errno(f.sync_all()), Errno::EIO);
+
+    // It was only slow: what the kernel believes must become true again, and
+    // what nobody waits for any more be let go.
+    m.tree.speak();
+    wait_until("the directory", || m.path("d").is_dir());
+    wait_until("the file", || m.path("new").exists());
+    wait_until("the victim goes", || !m.path("victim").exists());
+    wait_until("the late write", || {
+        fs::read(m.path("f")).unwrap().starts_with(b"late")
+    });
+    // The opens of "f" and "new" that came too late, and those just now.
+    m.tree.wait_releases(3);
+}
+
+#[test]
+fn a_write_that_is_never_applied_fails_in_time() {
+    let Some(m) = mount(brief()) else {
+        return;
+    };
+    m.tree.create("f", b"old");
+    let f = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(m.path("f"))
+        .unwrap();
+    m.tree.set_mode(Mode::Hold);
+    f.write_all_at(b"new", 0).unwrap();
+    m.tree.wait_held(1);
+    assert_eq!(errno(f.sync_all()), Errno::EIO);
+    f.write_all_at(b"neW", 0).unwrap();
+    assert_eq!(close(f), Err(Errno::EIO));
+    m.tree.apply_held();
+    wait_until("the late writes", || {
+        fs::read(m.path("f")).unwrap() == b"neW"
+    });
+}
+
+#[test]
+fn no_quorum() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    m.tree.create("f", b"text");
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"text");
+    m.tree.quorum(false);
+    wait_until("no quorum is known", || {
+        fs::create_dir(m.path("d")).is_err()
+    });
+    let _ = fs::remove_dir(m.path("d"));
+    assert_eq!(errno(fs::create_dir(m.path("e"))), Errno::EROFS);
+    assert_eq!(errno(fs::remove_file(m.path("f"))), Errno::EROFS);
+    assert_eq!(errno(fs::write(m.path("f"), b"")), Errno::EROFS);
+    assert_eq!(fs::metadata(m.path("f")).unwrap().len(), 4);
+    m.tree.quorum(true);
+    wait_until("quorum is known", || fs::create_dir(m.path("e")).is_ok());
+    fs::write(m.path("f"), b"more").unwrap();
+}
+
+#[test]
+fn more_writers_than_room() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    // 64 MiB that nobody accepts yet, and still everything else is answered.
+    m.tree.create("other", b"x");
+    let files: Vec<File> = (0..64)
+        .map(|i| File::create(m.path(&format!("f{i}"))).unwrap())
+        .collect();
+    let blocked = m.tree.block();
+    thread::scope(|s| {
+        for (i, f) in files.iter().enumerate() {
+            s.spawn(move || f.write_all_at(&vec![i as u8; 1 << 20], 0).unwrap());
+        }
+        for _ in 0..100 {
+            fs::write(m.path("other"), b"").unwrap();
+            statvfs(&m.path("")).unwrap();
+        }
+        drop(blocked);
+    });
+    drop(files);
+    for i in 0..64 {
+        let bytes = m.tree.contents(&format!("f{i}"));
+        assert!(bytes.len() == 1 << 20 && bytes.iter().all(|b| *b == i as u8));
+    }
+}
+
+#[test]
+fn a_killed_fused_leaves_no_hang() {
+    let Some(mut m) = mount(Options::default()) else {
+        return;
+    };
+    m.tree.create("f", b"text");
+    let f = File::open(m.path("f")).unwrap();
+    m.tree.set_mode(Mode::Silent);
+    thread::scope(|s| {
+        let path = m.path("d");
+        let waiting = s.spawn(move || fs::create_dir(path));
+        m.tree.wait_asked("lookup", 2);
+        m.kill();
+        assert_eq!(errno(waiting.join().unwrap()), Errno::ECONNABORTED);
+    });
+    assert_eq!(errno(fs::metadata(m.path(""))), Errno::ENOTCONN);
+    assert_eq!(errno(f.metadata()), Errno::ENOTCONN);
+    m.unmount().unwrap();
+    assert!(m.path("").is_dir());
+}
+
+#[test]
+fn without_raftd_there_is_no_fused() {
+    let Some(mut m) = mount(Options::default()) else {
+        return;
+    };
+    m.tree.hang_up();
+    assert_eq!(m.wait_exit().code(), Some(1));
+    assert_eq!(errno(fs::metadata(m.path(""))), Errno::ENOTCONN);
+}
+
+#[test]
+fn without_parent_there_is_no_fused() {
+    let Some(mut m) = mount(Options::default()) else {
+        return;
+    };
+    m.close_parent();
+    assert_eq!(m.wait_exit().code(), Some(1));
+}
+
+#[test]
+fn unmounting_ends_it_well() {
+    let Some(mut m) = mount(Options::default()) else {
+        return;
+    };
+    fs::write(m.path("f"), b"text").unwrap();
+    m.unmount().unwrap();
+    assert_eq!(m.wait_exit().code(), Some(0));
+    assert_eq!(m.tree.contents("f"), b"text");
+}
