@@ -70,8 +70,9 @@ pub const NAME_MAX: usize = 255;
 pub const SYMLINK_MAX: usize = 4095;
 /// Most links to one inode.
 pub const LINK_MAX: u32 = 65000;
-/// Largest offset of a byte of a file plus one.
-pub const FILE_MAX: u64 = 1 << 62;
+/// Largest size of a file: what every file system below can hold (ext4 ends
+/// at 16 TiB), so that no node refuses what the log allows.
+pub const FILE_MAX: u64 = 1 << 43;
 /// Most bytes in one WRITE or READ.
 pub const IO_MAX: usize = 1 << 20;
 /// Contents up to this size live in the inode record, not in a backing file.
@@ -240,7 +241,8 @@ pub fn check_name(name: &[u8]) -> Result<(), FsError> {
     if name.len() > NAME_MAX {
         return Err(FsError::NameTooLong);
     }
-    if name.is_empty() || name == b"." || name == b".." || name.iter().any(|&b| b == b'/' || b == 0) {
+    if name.is_empty() || name == b"." || name == b".." || name.iter().any(|&b| b == b'/' || b == 0)
+    {
         return Err(FsError::Invalid);
     }
     Ok(())

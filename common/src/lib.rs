@@ -4,5 +4,5 @@ pub mod fs;
 pub mod imsg;
 pub mod log;
 pub mod msg;
-pub mod sys;
 pub mod proc;
+pub mod sys;

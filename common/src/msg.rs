@@ -29,9 +29,7 @@
 
 use crate::conf::{Conf, Mount, MountId, Peer};
 use crate::ctl::CtlResult;
-use crate::fs::{
-    Attr, Cookie, Cred, Dirent, FsError, InodeNo, ReqId, SetAttr, Statfs, IO_MAX,
-};
+use crate::fs::{Attr, Cookie, Cred, Dirent, FsError, InodeNo, ReqId, SetAttr, Statfs, IO_MAX};
 use crate::imsg::Message;
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +59,10 @@ pub enum ParentToRaftd {
     ReconfMount(Mount),
     ReconfEnd,
     /// One end of a socket pair to the fused of that mount.  [fd]
-    SocketIpc { mount: MountId, lane: Lane },
+    SocketIpc {
+        mount: MountId,
+        lane: Lane,
+    },
     /// The bound socket for peers; raftd listens.  [fd]
     Listener,
     /// The bound control socket; raftd listens.  [fd]
@@ -70,7 +71,10 @@ pub enum ParentToRaftd {
     Startup,
     LogVerbose(bool),
     /// The answer to a Ctl* message on behalf of that client.
-    CtlResult { client: u32, result: CtlResult },
+    CtlResult {
+        client: u32,
+        result: CtlResult,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,18 +83,33 @@ pub enum RaftdToParent {
     Ready,
     /// The new configuration is in force.
     ReconfDone,
-    CtlReload { client: u32 },
-    CtlStop { client: u32 },
-    CtlLogVerbose { client: u32, verbose: bool },
-    CtlMount { client: u32, mount: MountId },
-    CtlUmount { client: u32, mount: MountId },
+    CtlReload {
+        client: u32,
+    },
+    CtlStop {
+        client: u32,
+    },
+    CtlLogVerbose {
+        client: u32,
+        verbose: bool,
+    },
+    CtlMount {
+        client: u32,
+        mount: MountId,
+    },
+    CtlUmount {
+        client: u32,
+        mount: MountId,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ParentToFused {
     ReconfMount(Mount),
     /// One end of a socket pair to raftd.  [fd]
-    SocketIpc { lane: Lane },
+    SocketIpc {
+        lane: Lane,
+    },
     /// The FUSE device, mounted.  [fd]
     FuseFd,
     Startup,
@@ -115,10 +134,20 @@ pub enum FusedToRaftd {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FsOp {
     /// Also for "." and "..".
-    Lookup { parent: InodeNo, name: Vec<u8> },
-    Getattr { ino: InodeNo },
-    Setattr { ino: InodeNo, set: SetAttr },
-    Readlink { ino: InodeNo },
+    Lookup {
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
+    Getattr {
+        ino: InodeNo,
+    },
+    Setattr {
+        ino: InodeNo,
+        set: SetAttr,
+    },
+    Readlink {
+        ino: InodeNo,
+    },
     /// Makes the file or finds it, and opens it; `mode` with umask applied.
     Create {
         parent: InodeNo,
@@ -134,7 +163,11 @@ pub enum FsOp {
         mode: u32,
         rdev: u32,
     },
-    Mkdir { parent: InodeNo, name: Vec<u8>, mode: u32 },
+    Mkdir {
+        parent: InodeNo,
+        name: Vec<u8>,
+        mode: u32,
+    },
     Symlink {
         parent: InodeNo,
         name: Vec<u8>,
@@ -145,8 +178,14 @@ pub enum FsOp {
         parent: InodeNo,
         name: Vec<u8>,
     },
-    Unlink { parent: InodeNo, name: Vec<u8> },
-    Rmdir { parent: InodeNo, name: Vec<u8> },
+    Unlink {
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
+    Rmdir {
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
     Rename {
         parent: InodeNo,
         name: Vec<u8>,
@@ -157,10 +196,19 @@ pub enum FsOp {
         exchange: bool,
     },
     /// Counted: the inode outlives its names until as many Release.
-    Open { ino: InodeNo, truncate: bool },
+    Open {
+        ino: InodeNo,
+        truncate: bool,
+    },
     /// Not answered.
-    Release { ino: InodeNo },
-    Read { ino: InodeNo, offset: u64, size: u32 },
+    Release {
+        ino: InodeNo,
+    },
+    Read {
+        ino: InodeNo,
+        offset: u64,
+        size: u32,
+    },
     /// The bytes ride behind, `len` of them.  Answered by Accepted once raftd
     /// has it, then by Rep once it is applied.
     Write {
@@ -172,7 +220,9 @@ pub enum FsOp {
         kill_priv: bool,
     },
     /// Answered when all that this node has queued for the inode is applied.
-    Fsync { ino: InodeNo },
+    Fsync {
+        ino: InodeNo,
+    },
     Readdir {
         ino: InodeNo,
         /// 0, or the `next` of the last entry seen.
@@ -229,15 +279,28 @@ pub enum FsRep {
     Done,
     Attr(Attr),
     /// Create, with the open counted; and everything else that makes a name.
-    Entry { attr: Attr, created: bool },
+    Entry {
+        attr: Attr,
+        created: bool,
+    },
     /// The barrier has passed.  With a descriptor unless the contents are
     /// inline, the cap on descriptors is reached, or it is not a file.
-    Opened { attr: Attr },
+    Opened {
+        attr: Attr,
+    },
     Target(Vec<u8>),
     /// The bytes ride behind, `len` of them; fewer than asked only at the end.
-    Data { len: u32 },
-    Written { offset: u64, attr: Attr },
-    Dirents { entries: Vec<Dirent>, eof: bool },
+    Data {
+        len: u32,
+    },
+    Written {
+        offset: u64,
+        attr: Attr,
+    },
+    Dirents {
+        entries: Vec<Dirent>,
+        eof: bool,
+    },
     Statfs(Statfs),
 }
 

@@ -55,7 +55,10 @@ pub fn set_bufs(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
 
 /// listen(2) on a socket that the parent has bound.
 pub fn listen(fd: &impl AsFd) -> io::Result<()> {
-    Ok(nix::sys::socket::listen(fd, nix::sys::socket::Backlog::MAXCONN)?)
+    Ok(nix::sys::socket::listen(
+        fd,
+        nix::sys::socket::Backlog::MAXCONN,
+    )?)
 }
 
 /// The user and group of the process that connected or made the pair.
