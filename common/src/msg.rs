@@ -36,9 +36,11 @@ use serde::{Deserialize, Serialize};
 /// Which of the two socket pairs between a fused and raftd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lane {
-    /// Everything but what goes over Bulk.
+    /// Everything but what goes over Bulk, and small WRITEs.  raftd takes what
+    /// comes over one lane in its order.
     Control,
-    /// WRITE with its bytes from fused, Data replies with theirs from raftd.
+    /// Large WRITEs with their bytes from fused, Data replies with theirs from
+    /// raftd.
     Bulk,
 }
 
@@ -209,8 +211,9 @@ pub enum FsOp {
         offset: u64,
         size: u32,
     },
-    /// The bytes ride behind, `len` of them.  Answered by Accepted once raftd
-    /// has it, then by Rep once it is applied.
+    /// The bytes ride behind, `len` of them.  Over the bulk lane it is answered
+    /// by Accepted once raftd has it; then, over either, by Rep once it is
+    /// applied.
     Write {
         ino: InodeNo,
         offset: u64,
@@ -238,7 +241,7 @@ pub enum FsOp {
 /// The whole is at most FUSED_FRAME_MAX.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum RaftdToFused {
-    /// A WRITE, or a SETATTR of a file made and still open here, is queued
+    /// A large WRITE, or a SETATTR of a file made and still open here, is queued
     /// and will be applied in order; `attr` as it will be, for a SETATTR.
     /// Rep follows.
     Accepted { id: ReqId, attr: Option<Attr> },

@@ -116,6 +116,8 @@ pub struct Busy<W> {
     /// Read since the clock hand last came by.
     used: bool,
     pub pending: Pending<W>,
+    /// Pending writes that went over the control lane.
+    pub quick: u32,
 }
 
 impl<W> Default for Busy<W> {
@@ -127,6 +129,7 @@ impl<W> Default for Busy<W> {
             place: 0,
             used: false,
             pending: Pending::default(),
+            quick: 0,
         }
     }
 }

@@ -28,6 +28,10 @@
 //!                       or time over:         error kept on the handle for
 //!                       answered with it      the next write, fsync, close
 //! ```
+//!
+//! A small write does not wait for Accepted: it goes over the control lane, as
+//! everything does that could depend on it, and raftd keeps the order of a
+//! lane.  So does a large one of an inode that has small ones under way.
 
 #![forbid(unsafe_code)]
 
@@ -35,7 +39,7 @@ use crate::backing::{Backing, Read, Reads};
 use crate::cache::{Changes, Invalidations, LostNames, NEGATIVE_ENTRIES, SHORT_TTL, TTL};
 use crate::device;
 use crate::handle::{Handle, Handles, Inodes};
-use crate::raftd::{Lane, Request, Requests};
+use crate::raftd::{Lane, Request, Requests, SMALL};
 use crate::{lock, spawn, wait, wait_timeout};
 use common::conf::Mount;
 use common::fs::{
@@ -56,6 +60,10 @@ pub type DataReply = Box<dyn FnOnce(Result<&[u8], Errno>) + Send>;
 /// Statfs and the root's attributes are answered from memory after so long:
 /// df(1) and path lookup must not hang with raftd.
 const BRIEF: Duration = Duration::from_secs(1);
+
+/// So much may be answered at once and not be applied; beyond, the answer
+/// waits for raftd.
+const QUICK_MAX: u64 = 1 << 20;
 
 const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
@@ -142,6 +150,8 @@ pub struct Writing {
     append: bool,
     direct: bool,
     sync: bool,
+    /// Went over the control lane.
+    quick: bool,
     reply: Option<Reply<u32>>,
 }
 
@@ -163,6 +173,8 @@ struct State {
     lost: LostNames,
     quorum: bool,
     statfs: Option<Statfs>,
+    /// Bytes of the pending writes that went over the control lane.
+    quick_bytes: u64,
     root: Option<Attr>,
 }
 
@@ -304,6 +316,7 @@ impl Ops {
                 lost: LostNames::default(),
                 quorum: true,
                 statfs: None,
+                quick_bytes: 0,
                 root: None,
             }),
             timer: Condvar::new(),
@@ -870,15 +883,27 @@ impl Ops {
         }
         let sync = write.flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
         let handle = state.handles.get(write.fh);
+        let sync = append || sync || handle.is_some_and(|h| h.sync);
+        let direct = handle.is_some_and(|h| h.direct);
+        let busy = state.inodes.get_or_new(ino).busy();
+        let quick = write.data.len() <= SMALL || busy.quick > 0;
+        busy.quick += u32::from(quick);
+        let at_once = quick && !sync && state.quick_bytes <= QUICK_MAX;
+        state.quick_bytes += if quick { u64::from(len) } else { 0 };
+        let (now, later) = match at_once {
+            true => (Some(reply), None),
+            false => (None, Some(reply)),
+        };
         let writing = Writing {
             ino,
             fh: (!write.mapped).then_some(write.fh),
             offset,
             len,
             append,
-            direct: handle.is_some_and(|h| h.direct),
-            sync: append || sync || handle.is_some_and(|h| h.sync),
-            reply: Some(reply),
+            direct,
+            sync,
+            quick,
+            reply: later,
         };
         let then = Then::Write(Box::new(writing));
         let id = self.register(&mut state, deadline, &op, then);
@@ -886,7 +911,11 @@ impl Ops {
         state.inodes.get_or_new(ino).busy().pending.begin(id, range);
         drop(state);
         let req = FusedToRaftd::Req { id, cred, op };
-        self.bulk.send_with(&req, write.data);
+        let lane = if quick { &self.control } else { &self.bulk };
+        lane.send_with(&req, write.data);
+        if let Some(reply) = now {
+            reply(Ok(len));
+        }
     }
 
     /// Holds a WRITE back while too much waits for raftd; but the last reader
@@ -1126,8 +1155,14 @@ impl Ops {
         let mut state = lock(&self.state);
         let mut ready = Vec::new();
         if let Some(busy) = state.inodes.if_busy(ino) {
+            busy.quick -= u32::from(writing.quick);
             ready = busy.pending.end(answer.id);
         }
+        state.quick_bytes -= if writing.quick {
+            u64::from(writing.len)
+        } else {
+            0
+        };
         let (offset, attr) = match answer.result {
             Ok(FsRep::Written { offset, attr }) => (offset, attr),
             Ok(_) => unexpected(),

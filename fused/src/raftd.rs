@@ -36,8 +36,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-/// Payloads up to this size are copied behind their message.
-const SMALL: usize = 16384;
+/// Payloads up to this size are copied behind their message, and need not go
+/// over the bulk lane.
+pub const SMALL: usize = 16384;
 /// Buffers kept for larger ones.
 const SPARE_PAYLOADS: usize = 4;
 /// Bytes that may wait for raftd; beyond, writers wait.

@@ -49,6 +49,18 @@ pub fn fsync_dir(dir: &Path) -> io::Result<()> {
     fsync(File::open(dir)?)
 }
 
+/// Brings all of the file system of `fd` to the disk at once.  None where no
+/// call does that and also tells errors.
+#[cfg(target_os = "linux")]
+pub fn syncfs(fd: impl AsFd) -> Option<io::Result<()>> {
+    Some(nix::unistd::syncfs(fd.as_fd()).map_err(io::Error::from))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn syncfs(_fd: impl AsFd) -> Option<io::Result<()>> {
+    None
+}
+
 /// Writes all slices at `offset`, with as few calls as possible.
 pub fn pwritev_all(fd: impl AsFd, mut iov: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
     let mut at = offset;

@@ -96,7 +96,12 @@ pub(super) fn number(key: &[u8], at: usize) -> Result<u64, MetaError> {
         .ok_or(MetaError::Corrupt("key"))
 }
 
-pub(super) const INODE: u8 = b'i';
+const INODE: u8 = b'i';
+
+/// Where the inode is stored.
+pub fn inode_key(ino: InodeNo) -> [u8; 9] {
+    key(INODE, ino.0)
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inode {
@@ -193,7 +198,7 @@ impl Inode {
 
 /// The record, or None if there is no such inode.
 pub fn get(v: &View<'_>, ino: InodeNo) -> Result<Option<Inode>, MetaError> {
-    v.load(&key(INODE, ino.0), "inode")
+    v.load(&inode_key(ino), "inode")
 }
 
 /// The record of an inode that a caller names by number.
@@ -207,11 +212,11 @@ pub(super) fn linked(v: &View<'_>, ino: InodeNo) -> Result<Inode, MetaError> {
 }
 
 pub(super) fn put(tx: &mut Writer<'_>, ino: InodeNo, inode: &Inode) -> Result<(), MetaError> {
-    tx.save(&key(INODE, ino.0), inode, "inode")
+    tx.save(&inode_key(ino), inode, "inode")
 }
 
 pub(super) fn delete(tx: &mut Writer<'_>, ino: InodeNo) -> Result<(), MetaError> {
-    tx.delete(&key(INODE, ino.0))
+    tx.delete(&inode_key(ino))
 }
 
 pub fn getattr(v: &View<'_>, ino: InodeNo) -> Result<Attr, ReadError> {

@@ -12,13 +12,13 @@
 // ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
 // OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
 
-//! One socket to a fused: a task reads it, whoever has an answer writes it.
+//! One socket to a fused: a thread reads it, whoever has an answer writes it.
 //! raftd only.  A fused that sends nonsense is cut off; it is ours, so that
 //! is a bug or an attack.
 
 use super::locked;
-use crate::ready::{read_ready, readiness, write_ready};
-use common::imsg::{Imsg, ImsgReader, ImsgWriter, Imsgbuf, ReadStatus};
+use crate::ready::{readiness, write_ready};
+use common::imsg::{ImsgReader, ImsgWriter, Imsgbuf};
 use common::log_warnx;
 use common::msg::{FusedToRaftd, RaftdToFused, FUSED_FRAME_MAX};
 use std::io;
@@ -38,7 +38,7 @@ pub struct Lane {
     wake: Notify,
 }
 
-/// The receiving half; the task that reads the lane owns it.
+/// The receiving half; the thread that reads the lane owns it.
 pub type Reader = ImsgReader<FusedToRaftd>;
 
 impl Lane {
@@ -72,7 +72,7 @@ impl Lane {
         match writer.write() {
             Ok(true) => {}
             Ok(false) if !full => self.wake.notify_one(),
-            // The reading task notices, and takes the mount down.
+            // The reading thread notices, and takes the mount down.
             Ok(false) | Err(_) => drop(writer.shutdown()),
         }
     }
@@ -83,24 +83,6 @@ impl Lane {
             let write = || locked(&self.writer).write();
             if write_ready(&self.socket, write).await.is_err() {
                 return;
-            }
-        }
-    }
-
-    /// Hands every message to `dispatch`, until the other end is gone.
-    pub async fn read(
-        &self,
-        mut reader: Reader,
-        mut dispatch: impl FnMut(Imsg<FusedToRaftd>),
-    ) -> Result<(), common::imsg::ImsgError> {
-        loop {
-            let status = read_ready(&self.socket, || reader.read()).await?;
-            if status == ReadStatus::Closed {
-                reader.get()?;
-                return Ok(());
-            }
-            while let Some(imsg) = reader.get()? {
-                dispatch(imsg);
             }
         }
     }

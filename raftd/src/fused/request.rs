@@ -27,7 +27,7 @@ use crate::propose::Room;
 use bytes::Bytes;
 use common::fatal;
 use common::fs::{Attr, Cookie, Cred, FsError, InodeNo, ReqId, SetAttr, IO_MAX};
-use common::msg::{FsOp, FsRep, RaftdToFused};
+use common::msg::{FsOp, FsRep, Lane, RaftdToFused};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -35,6 +35,25 @@ use std::time::Instant;
 use tokio::time::timeout_at;
 
 type Answer = Result<FsRep, FsError>;
+
+/// By when a request must be answered, and how it came.
+#[derive(Clone, Copy)]
+pub(super) struct How {
+    deadline: Instant,
+    lane: Lane,
+}
+
+/// A request as an operation of the log.
+pub(super) struct TreeChange {
+    id: ReqId,
+    op: Op,
+    bulk: Bytes,
+    deadline: Instant,
+    /// Its result is a file that is open then.
+    opens: bool,
+    /// The inode that counts it as queued.
+    queued: Option<InodeNo>,
+}
 
 /// A broken store must not answer anything any more.
 pub fn fs_error(e: ReadError) -> FsError {
@@ -53,13 +72,21 @@ fn check(cred: Cred) -> Check {
 }
 
 impl Fused {
-    pub(super) fn request(self: &Arc<Self>, id: ReqId, cred: Cred, op: FsOp, bulk: Bytes) {
+    pub(super) fn request(
+        self: &Arc<Self>,
+        id: ReqId,
+        cred: Cred,
+        op: FsOp,
+        bulk: Bytes,
+        lane: Lane,
+    ) {
         if let FsOp::Release { ino } = op {
             return self.release(ino);
         }
         let deadline = Instant::now() + self.conf.timeout;
+        let how = How { deadline, lane };
         if *self.mounts.recovered.borrow() {
-            return self.begin(id, cred, op, bulk, deadline);
+            return self.begin(id, cred, op, bulk, how);
         }
         let fused = self.clone();
         tokio::spawn(async move {
@@ -67,14 +94,18 @@ impl Fused {
             let wait = recovered.wait_for(|&r| r);
             let waited = timeout_at(deadline.into(), wait).await;
             match waited.is_ok_and(|got| got.is_ok()) {
-                true => fused.begin(id, cred, op, bulk, deadline),
+                true => fused.begin(id, cred, op, bulk, how),
                 false => fused.reply(id, 0, Err(FsError::NoQuorum)),
             }
         });
     }
 
-    fn begin(self: &Arc<Self>, id: ReqId, cred: Cred, op: FsOp, bulk: Bytes, deadline: Instant) {
+    fn begin(self: &Arc<Self>, id: ReqId, cred: Cred, op: FsOp, bulk: Bytes, how: How) {
+        let deadline = how.deadline;
         match op {
+            FsOp::Fsync { ino } if self.is_settled(ino) => {
+                self.reply(id, self.applied(), Ok(FsRep::Done));
+            }
             FsOp::Open { .. } | FsOp::Fsync { .. } => {
                 let fused = self.clone();
                 tokio::spawn(async move { fused.wait_for(id, cred, op, deadline).await });
@@ -85,12 +116,16 @@ impl Fused {
             | FsOp::Read { .. }
             | FsOp::Readdir { .. }
             | FsOp::Statfs => self.look(id, op, deadline),
-            _ => self.change_tree(id, cred, op, bulk, deadline),
+            _ => self.change_tree(id, cred, op, bulk, how),
         }
     }
 
     fn applied(&self) -> u64 {
         *self.mounts.applied.borrow()
+    }
+
+    fn is_settled(&self, ino: InodeNo) -> bool {
+        self.real(ino).is_ok_and(|ino| !self.mounts.has_queued(ino))
     }
 
     /// A request that reads the applied state, once nothing is queued for
@@ -370,69 +405,128 @@ impl Fused {
         }
     }
 
-    /// A request that changes the tree, once the window has room for it.
-    fn change_tree(
-        self: &Arc<Self>,
-        id: ReqId,
-        cred: Cred,
-        op: FsOp,
-        bulk: Bytes,
-        deadline: Instant,
-    ) {
+    /// A request that changes the tree.  One lane's are proposed in the order
+    /// in which they came: when the window is full, all wait behind the first.
+    fn change_tree(self: &Arc<Self>, id: ReqId, cred: Cred, op: FsOp, bulk: Bytes, how: How) {
         if self.conf.read_only {
             return self.reply(id, 0, Err(FsError::ReadOnly));
         }
         if !*self.mounts.quorum.borrow() {
             return self.reply(id, 0, Err(FsError::NoQuorum));
         }
-        if let Some(room) = self.mounts.proposer.try_room(bulk.len()) {
-            return self.propose_op(id, cred, op, bulk, deadline, room);
-        }
-        let fused = self.clone();
-        tokio::spawn(async move {
-            let room = fused.mounts.proposer.room(bulk.len());
-            match timeout_at(deadline.into(), room).await {
-                Ok(room) => fused.propose_op(id, cred, op, bulk, deadline, room),
-                Err(_) => fused.reply(id, 0, Err(FsError::TimedOut)),
-            }
-        });
-    }
-
-    fn propose_op(
-        self: &Arc<Self>,
-        id: ReqId,
-        cred: Cred,
-        op: FsOp,
-        bulk: Bytes,
-        deadline: Instant,
-        room: Room,
-    ) {
         let opens = matches!(op, FsOp::Create { .. });
         let op = match self.to_log(cred, op) {
             Ok(op) => op,
             Err(e) => return self.reply(id, 0, Err(e)),
         };
-        match &op {
-            Op::Write { ino, at, .. } => {
-                let (ino, at) = (*ino, *at);
-                self.queue_write(id, ino, at, bulk.len() as u64);
-                let done = self.queued_done(id, ino);
-                self.propose(op, bulk, deadline, room, done);
-            }
-            Op::Setattr { ino, set, .. } if self.may_queue(*ino, set) => {
-                let ino = *ino;
-                let attr = self.mounts.queue(ino, |attr| preview(attr, set));
-                let attr = attr.map(|attr| self.show_attr(attr));
-                self.push(&RaftdToFused::Accepted { id, attr });
-                let done = self.queued_done(id, ino);
-                self.propose(op, bulk, deadline, room, done);
-            }
-            _ => {
-                let fused = self.clone();
-                let done = move |index, outcome| fused.resolved(id, index, outcome, opens);
-                self.propose(op, bulk, deadline, room, done);
+        let queued = self.queue(id, &op, bulk.len() as u64, how.lane);
+        let change = TreeChange {
+            id,
+            op,
+            bulk,
+            deadline: how.deadline,
+            opens,
+            queued,
+        };
+        let mut backlog = locked(&self.backlog);
+        let room = match backlog.is_empty() {
+            true => self.mounts.proposer.try_room(change.bulk.len()),
+            false => None,
+        };
+        match room {
+            Some(room) => self.propose_change(change, room),
+            None => {
+                backlog.push_back(change);
+                self.backlogged.notify_one();
             }
         }
+    }
+
+    /// The task that proposes what had to wait.
+    pub(super) async fn work_off(self: Arc<Self>) {
+        loop {
+            let next = locked(&self.backlog)
+                .front()
+                .map(|c| (c.bulk.len(), c.deadline));
+            let Some((bytes, deadline)) = next else {
+                if self.mounts.is_gone(&self) {
+                    return;
+                }
+                self.backlogged.notified().await;
+                continue;
+            };
+            let room = timeout_at(deadline.into(), self.mounts.proposer.room(bytes)).await;
+            // Under the lock until it is proposed, or a later one, which
+            // finds the backlog empty, would overtake it.
+            let mut backlog = locked(&self.backlog);
+            let Some(change) = backlog.pop_front() else {
+                continue;
+            };
+            match room {
+                Ok(room) => self.propose_change(change, room),
+                Err(_) => {
+                    drop(backlog);
+                    self.settle(&change);
+                    self.reply(change.id, 0, Err(FsError::TimedOut));
+                }
+            }
+        }
+    }
+
+    /// Notes a change that its caller shall not wait for, and answers it: a
+    /// write whose place does not depend on the log, or attributes of a file
+    /// that this mount made and still has open, so that tar pays no round for
+    /// each.  The inode, if it is such a change or any write.
+    fn queue(&self, id: ReqId, op: &Op, len: u64, lane: Lane) -> Option<InodeNo> {
+        match op {
+            Op::Write { ino, at, .. } => {
+                self.mounts.queue(*ino, |attr| match at {
+                    WriteAt::Offset(at) => attr.size = attr.size.max(at.saturating_add(len)),
+                    WriteAt::End => attr.size = attr.size.saturating_add(len),
+                });
+                if lane == Lane::Bulk && matches!(at, WriteAt::Offset(_)) {
+                    self.push(&RaftdToFused::Accepted { id, attr: None });
+                }
+                Some(*ino)
+            }
+            Op::Setattr { ino, set, .. } if set.size.is_none() && self.made(*ino) => {
+                let attr = self.mounts.queue(*ino, |attr| preview(attr, set));
+                let attr = attr.map(|attr| self.show_attr(attr));
+                self.push(&RaftdToFused::Accepted { id, attr });
+                Some(*ino)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether this mount made the file and still has it open.
+    fn made(&self, ino: InodeNo) -> bool {
+        locked(&self.open).get(&ino).is_some_and(|o| o.created)
+    }
+
+    fn settle(&self, change: &TreeChange) {
+        if let Some(ino) = change.queued {
+            self.mounts.unqueue(ino);
+        }
+    }
+
+    fn propose_change(self: &Arc<Self>, change: TreeChange, room: Room) {
+        let fused = self.clone();
+        let TreeChange {
+            id,
+            op,
+            bulk,
+            deadline,
+            opens,
+            queued,
+        } = change;
+        let done = move |index, outcome| {
+            if let Some(ino) = queued {
+                fused.mounts.unqueue(ino);
+            }
+            fused.resolved(id, index, outcome, opens);
+        };
+        self.propose(op, bulk, deadline, room, done);
     }
 
     fn propose(
@@ -446,37 +540,6 @@ impl Fused {
         let from = Some(self.conf.id);
         let proposer = &self.mounts.proposer;
         proposer.propose(op, bulk, deadline, room, from, Box::new(done));
-    }
-
-    /// A write is answered when it is queued, but for one whose place only
-    /// the log can tell.
-    fn queue_write(&self, id: ReqId, ino: InodeNo, at: WriteAt, len: u64) {
-        self.mounts.queue(ino, |attr| match at {
-            WriteAt::Offset(offset) => attr.size = attr.size.max(offset.saturating_add(len)),
-            WriteAt::End => attr.size = attr.size.saturating_add(len),
-        });
-        if let WriteAt::Offset(_) = at {
-            self.push(&RaftdToFused::Accepted { id, attr: None });
-        }
-    }
-
-    fn queued_done(
-        self: &Arc<Self>,
-        id: ReqId,
-        ino: InodeNo,
-    ) -> impl FnOnce(u64, Outcome) + Send + 'static {
-        let fused = self.clone();
-        move |index, outcome| {
-            fused.mounts.unqueue(ino);
-            fused.resolved(id, index, outcome, false);
-        }
-    }
-
-    /// Attributes of a file that this mount made and still has open are
-    /// queued like its writes, so that tar pays no round for each.
-    fn may_queue(&self, ino: InodeNo, set: &SetAttr) -> bool {
-        let created = locked(&self.open).get(&ino).is_some_and(|o| o.created);
-        created && set.size.is_none()
     }
 
     fn resolved(&self, id: ReqId, index: u64, outcome: Outcome, opens: bool) {

@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 use common::fs::InodeNo;
+use common::sys::file::syncfs;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -186,8 +187,10 @@ impl Data {
     /// may already be forgotten by the kernel.
     pub fn sync(&self, dirty: &Dirty) -> io::Result<()> {
         if dirty.files.len() >= SYNC_ALL {
-            if let Some(result) = sync_file_system(&self.root) {
-                return result;
+            // It takes other files along, but their bytes have to go to the
+            // disk anyway, while a flush for each would hold up the log.
+            if let Some(result) = syncfs(&self.root) {
+                return result.map_err(|e| named(e, &self.dir));
             }
         }
         for ino in &dirty.files {
@@ -329,19 +332,6 @@ fn dir_of(ino: InodeNo) -> u8 {
 
 fn named(e: io::Error, path: &Path) -> io::Error {
     io::Error::new(e.kind(), format!("{}: {e}", path.display()))
-}
-
-/// Syncs all of the file system at once, where there is a call for it that
-/// tells errors.  It takes other files along, but their bytes have to go to
-/// the disk anyway, while a flush for each file would hold up the log.
-fn sync_file_system(root: &File) -> Option<io::Result<()>> {
-    #[cfg(target_os = "linux")]
-    return Some(nix::unistd::syncfs(root).map_err(|e| named(e.into(), Path::new("data"))));
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = root;
-        None
-    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@
 
 use super::meta::{self, MetaError, Writer};
 use super::Store;
+use crate::fs::inode::inode_key;
 use crate::fs::op::{Command, Op, Origin};
 use crate::fs::{self, Change, DataOp, Effects, Reply, Verdict};
 use crate::payload::Payload;
@@ -323,14 +324,8 @@ struct Record {
 }
 
 impl Record {
-    /// `i ino:8`, as in the table of fs/inode.rs.
-    fn key(ino: InodeNo) -> [u8; 9] {
-        let [a, b, c, d, e, f, g, h] = ino.0.to_be_bytes();
-        [b'i', a, b, c, d, e, f, g, h]
-    }
-
     fn get(tx: &Writer<'_>, ino: InodeNo) -> Result<Record, MetaError> {
-        let value = tx.get(&Record::key(ino))?.map(<[u8]>::to_vec);
+        let value = tx.get(&inode_key(ino))?.map(<[u8]>::to_vec);
         Ok(Record { ino, value })
     }
 
@@ -344,8 +339,8 @@ impl Record {
 
     fn put(self, tx: &mut Writer<'_>) -> Result<(), MetaError> {
         match self.value {
-            Some(value) => tx.put(&Record::key(self.ino), value),
-            None => tx.delete(&Record::key(self.ino))?,
+            Some(value) => tx.put(&inode_key(self.ino), value),
+            None => tx.delete(&inode_key(self.ino))?,
         }
         Ok(())
     }
