@@ -20,14 +20,13 @@
 
 use crate::peer::frame::{Conn, PeerMsg};
 use crate::peer::Peers;
-use crate::raft::Raft;
+use crate::raft::{Raft, LEASE};
 use common::fs::FsError;
 use common::{log_debug, sys};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::ReadPolicy;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{timeout, timeout_at};
@@ -166,27 +165,46 @@ pub async fn read_index(raft: &Raft) -> Option<u64> {
         false => ReadPolicy::LeaseRead,
         true => ReadPolicy::ReadIndex,
     };
+    let leased = matches!(policy, ReadPolicy::LeaseRead);
     let answer = timeout(ASK_TIMEOUT, raft.get_read_log_id(policy)).await;
     match answer {
+        Ok(Ok(_)) if leased && suspended() => None,
         Ok(Ok((id, _))) => Some(id.index()),
         _ => None,
     }
 }
 
-/// Whether the machine slept since the last call.  openraft measures its
+/// Whether the machine slept less than a lease ago.  openraft measures its
 /// lease on a clock that stands still meanwhile, so that a leader which woke
-/// up would trust a lease that has long run out.
+/// up would trust one that has long run out.
 fn suspended() -> bool {
-    static START: OnceLock<(Instant, Duration)> = OnceLock::new();
-    static SLEPT: AtomicU64 = AtomicU64::new(0);
+    static CLOCK: Mutex<Option<Clock>> = Mutex::new(None);
     let Ok(boottime) = sys::clock::boottime() else {
         return true;
     };
-    let (awake, all) = START.get_or_init(|| (Instant::now(), boottime));
+    let now = Instant::now();
+    let mut clock = CLOCK.lock().unwrap_or_else(|e| e.into_inner());
+    let clock = clock.get_or_insert(Clock {
+        awake: now,
+        all: boottime,
+        trusted: now,
+    });
     let slept = boottime
-        .saturating_sub(*all)
-        .saturating_sub(awake.elapsed());
-    let slept = slept.as_millis() as u64;
-    let before = SLEPT.fetch_max(slept, Ordering::Relaxed);
-    slept > before + SUSPEND_MIN.as_millis() as u64
+        .saturating_sub(clock.all)
+        .saturating_sub(now.saturating_duration_since(clock.awake));
+    if slept > SUSPEND_MIN {
+        *clock = Clock {
+            awake: now,
+            all: boottime,
+            trusted: now + LEASE,
+        };
+    }
+    now < clock.trusted
+}
+
+/// Two clocks at one moment, and from when on a lease can be trusted.
+struct Clock {
+    awake: Instant,
+    all: Duration,
+    trusted: Instant,
 }

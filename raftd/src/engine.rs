@@ -156,10 +156,11 @@ impl Engine {
         &self.peers
     }
 
-    /// Opens the peer port, one lease after the start: a voter that has
-    /// restarted does not know whom it promised to follow.
+    /// Opens the peer port, and runs for leader, one lease after the start: a
+    /// voter that has restarted does not know whom it promised to follow.
     pub async fn serve_peers(self: Arc<Self>, listener: OwnedFd) {
         sleep(raft::LEASE.saturating_sub(self.started.elapsed())).await;
+        self.raft.runtime_config().elect(true);
         let listener = std::net::TcpListener::from(listener);
         let listening =
             common::sys::socket::listen(&listener).and_then(|()| TcpListener::from_std(listener));
@@ -376,6 +377,7 @@ async fn start_raft(
         Ok(raft) => raft,
         Err(e) => fatal!(e, "raft"),
     };
+    raft.runtime_config().elect(false);
     // Every node begins with the same first entry, so that it does not matter
     // which of them is first, nor that all are.
     match raft.is_initialized().await {
@@ -425,8 +427,8 @@ async fn probe(barrier: Barrier, quorum: watch::Sender<bool>, recovered: watch::
         }
         let lost = last.elapsed() > LOST_AFTER;
         quorum.send_if_modified(|q| std::mem::replace(q, !lost) == lost);
-        if *recovered.borrow() {
-            sleep(PROBE_INTERVAL).await;
+        if answer.is_err() || *recovered.borrow() {
+            sleep(PROBE_INTERVAL / 4).await;
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::fs::space;
 use crate::propose::Proposer;
 use crate::raft::LogId;
 use bytes::Bytes;
-use common::fs::BLOCK;
+use common::fs::{NodeId, BLOCK};
 use common::{log_debug, log_warn};
 use openraft::async_runtime::watch::WatchReceiver;
 use std::sync::Arc;
@@ -42,14 +42,17 @@ const FLOOR_INTERVAL: Duration = Duration::from_millis(500);
 /// How much log makes a new floor worth an entry.
 const FLOOR_ENTRIES: u64 = 4096;
 const FLOOR_BYTES: u64 = 64 << 20;
+const FLOOR_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer is not given up for a moment's silence, since that is for good.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// For openraft to take notice of a checkpoint.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Proposals of raftd itself may wait as long as it takes.
 const FOREVER: Duration = Duration::from_secs(365 * 86400);
 
-async fn propose(proposer: &Proposer, op: Op) {
+async fn propose(proposer: &Proposer, op: Op, limit: Duration) {
     let room = proposer.room(0).await;
-    let deadline = Instant::now() + FOREVER;
+    let deadline = Instant::now() + limit;
     proposer.propose(op, Bytes::new(), deadline, room, None, Box::new(|_, _| {}));
 }
 
@@ -69,7 +72,7 @@ pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
                         bytes,
                         inodes,
                     };
-                    propose(&proposer, op).await;
+                    propose(&proposer, op, FOREVER).await;
                 }
                 _ => {}
             }
@@ -104,42 +107,56 @@ fn worth_telling(told: Option<(u64, u64)>, now: (u64, u64)) -> bool {
 /// The leader's task: moves the floor behind the peers.
 pub async fn move_floor(engine: Arc<Engine>, proposer: Arc<Proposer>) {
     let mut written = engine.store.log().stats().written;
+    let mut proposed = 0;
     loop {
         sleep(FLOOR_INTERVAL).await;
         let Some(floor) = floor(&engine) else {
             continue;
         };
         let now = space::floor(&engine.store.meta().read()).unwrap_or(u64::MAX);
+        let now = now.max(proposed);
         let bytes = engine.store.log().stats().written;
         let enough = floor >= now.saturating_add(FLOOR_ENTRIES)
             || (floor > now && bytes.saturating_sub(written) >= FLOOR_BYTES);
         if enough {
             written = bytes;
             log_debug!("floor {floor}");
-            propose(&proposer, Op::Floor { index: floor }).await;
+            proposed = floor;
+            // Not later: what it was judged by may have changed.
+            propose(&proposer, Op::Floor { index: floor }, FLOOR_TIMEOUT).await;
         }
     }
 }
 
-/// Up to where no peer needs the log; None when this node does not lead.
+/// Up to where no peer needs the log; None when this node does not lead, or
+/// hears of too few to judge.
 fn floor(engine: &Engine) -> Option<u64> {
-    let m = engine.raft().metrics();
-    let m = m.borrow_watched();
-    let replication = m.replication.as_ref()?;
-    let full = engine.store.log().bytes() > engine.conf().log_limit;
-    let needed = |id, matched: &Option<LogId>| {
-        let up = engine.peers().view(id).is_some_and(|p| p.up);
-        if full && !up && id != engine.peers().me.node {
-            engine.peers().gave_up(id);
-            return None;
-        }
-        Some(matched.map_or(0, |id| id.index))
+    let (replication, applied) = {
+        let m = engine.raft().metrics();
+        let m = m.borrow_watched();
+        let applied = m.last_applied.map_or(0, |id| id.index);
+        (m.replication.clone()?, applied)
     };
-    let lowest = replication
-        .iter()
-        .filter_map(|(id, matched)| needed(*id, matched))
-        .min();
-    let applied = m.last_applied.map_or(0, |id| id.index);
+    let peers = engine.peers();
+    let is_up = |id: &NodeId| *id == peers.me.node || peers.view(*id).is_some_and(|p| p.up);
+    if 2 * replication.keys().filter(|id| is_up(id)).count() <= replication.len() {
+        return None;
+    }
+    let full = engine.store.log().bytes() > engine.conf().log_limit;
+    let first = engine.store.log().first_index();
+    let needed = |(id, matched): (&NodeId, &Option<LogId>)| {
+        let index = matched.map_or(0, |id| id.index);
+        let view = peers.view(*id).filter(|_| *id != peers.me.node);
+        match view {
+            Some(view) if view.needs_resync && index + 1 < first => None,
+            Some(view) if full && !view.up && view.since > GIVE_UP_AFTER => {
+                peers.gave_up(*id);
+                None
+            }
+            _ => Some(index),
+        }
+    };
+    let lowest = replication.iter().filter_map(needed).min();
     Some(lowest.unwrap_or(applied).min(applied))
 }
 

@@ -115,9 +115,9 @@ async fn run(channel: Channel, startup: Startup, store: Arc<Store>) {
         control,
         sockets,
     } = startup;
-    let nonce = match sys::random::random_u64() {
-        Ok(nonce) => nonce,
-        Err(e) => fatal!(e, "random"),
+    let nonce = match store.next_run() {
+        Ok(run) => run,
+        Err(e) => fatal!(e, "runs"),
     };
     let parent = match Parent::new(channel) {
         Ok(parent) => parent,

@@ -36,7 +36,7 @@ use crate::fs::{Outcome, Verdict};
 use crate::payload::Payload;
 use crate::peer::frame::{Conn, PeerMsg, Proposal};
 use crate::peer::Peers;
-use crate::raft::Raft;
+use crate::raft::{Raft, LEASE};
 use crate::store::state_machine::Applied;
 use bytes::Bytes;
 use common::conf::MountId;
@@ -44,6 +44,7 @@ use common::fs::{FsError, NodeId, SessionId, Time};
 use common::{fatalx, log_debug, log_info};
 use futures_util::FutureExt;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::async_runtime::Instant as _;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -64,10 +65,11 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(3);
 const TICK: Duration = Duration::from_millis(200);
 /// Before a leader that was lost is tried again.
 const RETRY: Duration = Duration::from_millis(20);
-/// Without a result for so long everything is sent again; doubled each time,
-/// since a leader without a quorum keeps all that it is sent.
-const STALL_MIN: Duration = Duration::from_secs(5);
-const STALL_MAX: Duration = Duration::from_secs(80);
+/// Without a result for so long everything is sent again: openraft drops what
+/// it is given while it leads and has no lease.  Doubled each time, since what
+/// it has taken and cannot commit it keeps.
+const STALL_MIN: Duration = Duration::from_secs(1);
+const STALL_MAX: Duration = Duration::from_secs(64);
 
 /// Called once: when this node has applied the operation, with the index of
 /// its entry; or when it is given up, with index 0.
@@ -100,6 +102,10 @@ struct Window {
     resolved: u64,
     /// This node leads, and nothing is on another way.
     local: bool,
+    /// The seq that a Gap has asked for.
+    gap: Option<u64>,
+    /// Moves when `sent` goes back, so that a batch under way notices.
+    rewinds: u64,
 }
 
 impl Window {
@@ -109,7 +115,11 @@ impl Window {
             Verdict::Done(outcome) | Verdict::Duplicate(Some(outcome)) => outcome.clone(),
             Verdict::Duplicate(None) => return None,
             Verdict::Gap { expected } => {
-                self.sent = self.sent.min(expected.saturating_sub(1));
+                // Of a burst of them the first is enough.
+                if self.gap.replace(*expected) != Some(*expected) {
+                    self.sent = self.sent.min(expected.saturating_sub(1));
+                    self.rewinds += 1;
+                }
                 return None;
             }
             Verdict::Retired => fatalx!("session retired: another raftd runs as this node"),
@@ -128,6 +138,8 @@ impl Window {
     fn rewind(&mut self) {
         self.sent = self.first - 1;
         self.local = false;
+        self.gap = None;
+        self.rewinds += 1;
     }
 
     fn last(&self) -> u64 {
@@ -198,6 +210,8 @@ impl Proposer {
                 sent: 0,
                 resolved: 0,
                 local: false,
+                gap: None,
+                rewinds: 0,
             }),
             wake: Notify::new(),
             ops: Arc::new(Semaphore::new(WINDOW_OPS)),
@@ -343,10 +357,10 @@ impl Proposer {
                 let m = metrics.borrow_watched();
                 (m.current_leader, m.vote.leader_id.term)
             };
-            route = self.follow(route, leader, term).await;
-            if matches!(route, Route::Remote { .. }) && stall.over(&self.window()) {
-                self.window().rewind();
+            if stall.over(&self.window()) {
+                route = Route::None;
             }
+            route = self.follow(route, leader, term).await;
             match self.send(&mut route, &mut asked).await {
                 Ok(true) => continue,
                 Ok(false) => {}
@@ -359,7 +373,10 @@ impl Proposer {
             }
             tokio::select! {
                 _ = self.wake.notified() => {}
-                _ = metrics.changed() => {}
+                changed = metrics.changed() => if changed.is_err() {
+                    // openraft has stopped, and so does raftd.
+                    return;
+                },
                 _ = refused(&mut route) => {
                     route = Route::None;
                     sleep(RETRY).await;
@@ -424,7 +441,10 @@ impl Proposer {
         if matches!(route, Route::None) {
             return Ok(false);
         }
-        let mut batch = self.window().batch();
+        let (mut batch, rewinds) = {
+            let window = self.window();
+            (window.batch(), window.rewinds)
+        };
         let mut last = batch.last().and_then(|p| p.origin).map(|o| o.seq);
         if self.session().is_none() {
             if asked.is_some_and(|at: Instant| at.elapsed() < 5 * TICK) {
@@ -453,7 +473,9 @@ impl Proposer {
         }
         if let Some(seq) = last {
             let mut window = self.window();
-            window.sent = window.sent.max(seq);
+            if window.rewinds == rewinds {
+                window.sent = window.sent.max(seq);
+            }
         }
         Ok(last.is_some())
     }
@@ -517,10 +539,10 @@ impl Stall {
 /// order.  False if this node does not lead; what was logged before that was
 /// noticed does no harm, since it will be sent again under the same seqs.
 pub async fn take(raft: &Raft, batch: Vec<Proposal>) -> bool {
+    if !may_write(raft) {
+        return false;
+    }
     for p in batch {
-        if !raft.is_leader() {
-            return false;
-        }
         let command = Command {
             origin: p.origin,
             time: now(),
@@ -532,6 +554,16 @@ pub async fn take(raft: &Raft, batch: Vec<Proposal>) -> bool {
         }
     }
     true
+}
+
+/// Whether openraft would take a proposal.  It drops one that it does not
+/// take, and tells nobody: a leader whose lease has run out, as that of a new
+/// one before its first answer has, takes none.
+fn may_write(raft: &Raft) -> bool {
+    let m = raft.metrics();
+    let m = m.borrow_watched();
+    let alone = m.membership_config.voter_ids().count() == 1;
+    m.state.is_leader() && (alone || m.last_quorum_acked.is_some_and(|at| at.elapsed() < LEASE))
 }
 
 /// The wall clock; only a leader's ever enters the log.

@@ -161,7 +161,8 @@ impl Apply<'_, '_> {
                 Ok(Reply::Done)
             }
             Op::Floor { index } => {
-                self.sup.floor = self.sup.floor.max(*index);
+                // Never beyond what the log can have.
+                self.sup.floor = self.sup.floor.max((*index).min(self.index));
                 Ok(Reply::Done)
             }
             Op::Release { inodes } => {

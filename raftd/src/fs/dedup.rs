@@ -102,12 +102,14 @@ pub(super) fn record(
 
 impl Apply<'_, '_> {
     /// A raftd has started.  Asked again by the same run, the session that it
-    /// has stays.
+    /// has stays.  Nonces of one node grow with its runs.
     pub(super) fn open_session(&mut self, node: NodeId, nonce: u64) -> Result<(), MetaError> {
-        if find(self.tx, node, nonce)?.is_some() {
+        let all = sessions(self.tx)?;
+        // This run's, or a later one's: what comes now was long under way.
+        if all.iter().any(|(_, s)| s.node == node && s.nonce >= nonce) {
             return Ok(());
         }
-        for (id, session) in sessions(self.tx)? {
+        for (id, session) in all {
             if session.node == node {
                 self.retire(id)?;
             }

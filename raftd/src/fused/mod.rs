@@ -51,7 +51,8 @@ use tokio::sync::{watch, Notify};
 /// Orphans that nobody here holds are let go in batches.
 const RELEASE_DELAY: Duration = Duration::from_millis(100);
 const RELEASE_MAX: usize = 1024;
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// They are let go once; until that is in the log it is tried.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(365 * 86400);
 /// Beyond so many inodes a kernel counts as knowing all.
 const TOLD_MAX: usize = 1 << 18;
 

@@ -298,9 +298,8 @@ fn join(msg: &mut PeerMsg, mut bytes: Bytes) -> io::Result<()> {
         if len > bytes.len() {
             return Err(bad("frame: payload missing"));
         }
-        if len > 0 {
-            payload.join(bytes.split_to(len))?;
-        }
+        // Also of no bytes: the checksum must be theirs.
+        payload.join(bytes.split_to(len))?;
     }
     match bytes.is_empty() {
         true => Ok(()),

@@ -15,11 +15,12 @@
 //! What this node answers its peers.  raftd only; openraft asserts on
 //! impossible requests, so each is judged here before it sees it.
 
-use super::frame::{self, Conn, FrameReader, FrameWriter, PeerMsg};
+use super::frame::{self, Conn, FrameReader, FrameWriter, PeerMsg, Proposal};
 use super::Peers;
 use crate::barrier;
 use crate::propose;
-use crate::raft::{Raft, TypeConfig, Vote};
+use crate::raft::{EntryPayload, Raft, TypeConfig, Vote};
+use crate::store::wal::ENTRY_MAX;
 use common::fs::NodeId;
 use common::log_debug;
 use futures_util::stream;
@@ -28,12 +29,20 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult, VoteRequest};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, Mutex, Semaphore};
+use tokio::time::{sleep, timeout};
 
 /// More than any cluster's peers need, so that strangers cannot use up our
 /// descriptors.
 const CONNECTIONS_MAX: usize = 128;
+/// Whoever has something to say to us says it more often; what is silent so
+/// long has died without a word.
+const IDLE_MAX: Duration = Duration::from_secs(120);
+const REPLY_MAX: Duration = Duration::from_secs(10);
+/// More than the log adds to a proposal.
+const ENTRY_HEAD: usize = 512;
 /// Appends read from one connection that openraft has not yet taken.
 const APPENDS_MAX: usize = 16;
 
@@ -50,13 +59,13 @@ pub async fn serve(listener: TcpListener, peers: Arc<Peers>, raft: Raft) {
                 // Out of descriptors or a connection gone already: neither
                 // may stop us, nor make us spin.
                 log_debug!("accept: {e}");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
         let (peers, raft) = (peers.clone(), raft.clone());
         tokio::spawn(async move {
-            if let Err(e) = serve_peer(stream, &peers, raft).await {
+            if let Err(e) = serve_peer(stream, peers, raft).await {
                 log_debug!("peer {addr}: closed: {e}");
             }
             drop(slot);
@@ -64,7 +73,7 @@ pub async fn serve(listener: TcpListener, peers: Arc<Peers>, raft: Raft) {
     }
 }
 
-async fn serve_peer(stream: TcpStream, peers: &Peers, raft: Raft) -> io::Result<()> {
+async fn serve_peer(stream: TcpStream, peers: Arc<Peers>, raft: Raft) -> io::Result<()> {
     let Conn {
         reader,
         writer,
@@ -76,6 +85,7 @@ async fn serve_peer(stream: TcpStream, peers: &Peers, raft: Raft) -> io::Result<
     let writer = Arc::new(Mutex::new(writer));
     Server {
         raft,
+        peers,
         peer,
         reader,
         writer,
@@ -95,6 +105,7 @@ fn stopped<E: std::fmt::Display>(e: E) -> io::Error {
 
 struct Server {
     raft: Raft,
+    peers: Arc<Peers>,
     peer: NodeId,
     reader: FrameReader,
     writer: Arc<Mutex<FrameWriter>>,
@@ -105,7 +116,11 @@ struct Server {
 
 impl Server {
     async fn run(mut self) -> io::Result<()> {
-        while let Some(msg) = self.reader.read().await? {
+        loop {
+            let read = timeout(IDLE_MAX, self.reader.read()).await;
+            let Some(msg) = read.map_err(io::Error::from)?? else {
+                return Ok(());
+            };
             match msg {
                 PeerMsg::Append(rpc) => self.append(rpc).await?,
                 PeerMsg::Vote(rpc) => {
@@ -129,6 +144,7 @@ impl Server {
                     self.reply(PeerMsg::ReadIndexRep(index)).await?;
                 }
                 PeerMsg::Propose(batch) => {
+                    check_proposals(&batch)?;
                     if !propose::take(&self.raft, batch).await {
                         return self.reply(PeerMsg::NotLeader).await;
                     }
@@ -146,16 +162,15 @@ impl Server {
                 | PeerMsg::NotLeader => return Err(invalid("answer without a question")),
             }
         }
-        Ok(())
     }
 
     async fn reply(&self, msg: PeerMsg) -> io::Result<()> {
-        self.writer.lock().await.write(msg).await
+        reply(&self.writer, msg).await
     }
 
     async fn append(&mut self, rpc: AppendEntriesRequest<TypeConfig>) -> io::Result<()> {
         check_leader(self.peer, &rpc.vote)?;
-        check_entries(&rpc)?;
+        check_entries(&rpc, &self.peers)?;
         let appends = match &self.appends {
             Some(appends) => appends,
             None => self.appends.insert(self.start_appends()),
@@ -186,8 +201,12 @@ impl Server {
 
 async fn write_result(writer: &Mutex<FrameWriter>, rep: StreamAppendResult<TypeConfig>) -> bool {
     let last = rep.is_err();
-    let written = writer.lock().await.write(PeerMsg::AppendRep(rep)).await;
-    written.is_ok() && !last
+    reply(writer, PeerMsg::AppendRep(rep)).await.is_ok() && !last
+}
+
+async fn reply(writer: &Mutex<FrameWriter>, msg: PeerMsg) -> io::Result<()> {
+    let write = async { writer.lock().await.write(msg).await };
+    timeout(REPLY_MAX, write).await.map_err(io::Error::from)?
 }
 
 /// A leader speaks for itself, by a vote that a quorum has granted.
@@ -205,8 +224,22 @@ fn check_candidate(peer: NodeId, rpc: &VoteRequest<TypeConfig>) -> io::Result<()
     }
 }
 
+/// The log takes no entry that is larger, and openraft stops when the log
+/// refuses one.
+fn check_proposals(batch: &[Proposal]) -> io::Result<()> {
+    let fits = |p: &Proposal| {
+        let head = postcard::experimental::serialized_size(p).unwrap_or(usize::MAX);
+        head.saturating_add(p.payload.len as usize) < ENTRY_MAX - ENTRY_HEAD
+    };
+    match batch.iter().all(fits) {
+        true => Ok(()),
+        false => Err(invalid("proposal too large")),
+    }
+}
+
 /// Indexes are consecutive and leaders do not go back, as in any log.
-fn check_entries(rpc: &AppendEntriesRequest<TypeConfig>) -> io::Result<()> {
+/// The members are those of dfsd.conf, on all nodes.
+fn check_entries(rpc: &AppendEntriesRequest<TypeConfig>, peers: &Peers) -> io::Result<()> {
     let mut prev = rpc.prev_log_id;
     for entry in &rpc.entries {
         let id = entry.log_id;
@@ -214,6 +247,15 @@ fn check_entries(rpc: &AppendEntriesRequest<TypeConfig>) -> io::Result<()> {
         let back = prev.is_some_and(|p| id.leader_id < p.leader_id);
         if id.index != want || back || id.leader_id > rpc.vote.leader_id {
             return Err(invalid("entries out of order"));
+        }
+        if let EntryPayload::Membership(members) = &entry.payload {
+            let ours = |id| id == peers.me.node || peers.knows(id);
+            if !members
+                .voter_ids()
+                .all(|id| ours(id) && members.get_node(&id).is_some())
+            {
+                return Err(invalid("members that dfsd.conf does not have"));
+            }
         }
         prev = Some(id);
     }

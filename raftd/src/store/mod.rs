@@ -21,6 +21,7 @@
 //!   identity    whose directory this is; made last, so that what stands in a
 //!               directory without it was never in use
 //!   lock        flock(2) of the raftd that uses the directory; empty
+//!   runs        how often raftd has been started on it, decimal
 //!   wal/        segments of the log                              (wal.rs)
 //!   meta/       LMDB: data.mdb, lock.mdb                         (meta.rs)
 //!   data/XX/N   contents of inode N, 256 directories             (data.rs)
@@ -58,7 +59,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use state_machine::{At, Position};
 use std::fmt;
-use std::fs::{create_dir, read_dir, remove_dir_all, rename, File, OpenOptions};
+use std::fs::{create_dir, read_dir, read_to_string, remove_dir_all, rename, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,6 +73,8 @@ const TITLE: &str = "dfsd data directory";
 const IDENTITY: &str = "identity";
 const IDENTITY_NEW: &str = "identity.new";
 const LOCK: &str = "lock";
+const RUNS: &str = "runs";
+const RUNS_NEW: &str = "runs.new";
 const PARTS: [&str; 4] = ["wal", "meta", "data", "tmp"];
 /// Longest identity file that is looked at.
 const IDENTITY_MAX: u64 = 4096;
@@ -89,6 +92,8 @@ pub enum StoreError {
     Format(PathBuf, u32),
     Cluster(PathBuf, String),
     Node(PathBuf, NodeId),
+    /// What this node has promised and acknowledged was in it.
+    LogGone(PathBuf),
     Meta(MetaError),
     Log(WalError),
 }
@@ -113,6 +118,7 @@ impl fmt::Display for StoreError {
                 write!(f, "{}: belongs to cluster \"{found}\"", dir.display())
             }
             StoreError::Node(dir, found) => write!(f, "{}: belongs to node {found}", dir.display()),
+            StoreError::LogGone(path) => write!(f, "{}: the log is gone", path.display()),
             StoreError::Meta(e) => e.fmt(f),
             StoreError::Log(e) => write!(f, "log: {e}"),
         }
@@ -133,6 +139,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
 }
 
 pub struct Store {
+    dir: PathBuf,
     meta: Meta,
     data: Data,
     log: LogStore,
@@ -174,7 +181,11 @@ impl Store {
         let data = Data::open(&data).map_err(at(&data))?;
         data.bury(checkpoint::dead(&meta)?);
         let log = LogStore::open_with(&dir.join("wal"), log).map_err(StoreError::Log)?;
+        if position.last_applied.is_some() && log.recovered().vote.is_none() {
+            return Err(StoreError::LogGone(dir.join("wal")));
+        }
         Ok(Store {
+            dir: dir.to_owned(),
             meta,
             data,
             log,
@@ -188,6 +199,24 @@ impl Store {
             alarm: Mutex::default(),
             _lock: lock,
         })
+    }
+
+    /// Counts the runs of raftd on this directory, this one too, durably: the
+    /// log tells a session from an older one of this node by that.
+    pub fn next_run(&self) -> io::Result<u64> {
+        let (path, new) = (self.dir.join(RUNS), self.dir.join(RUNS_NEW));
+        let last = match read_to_string(&path) {
+            Ok(text) => text.trim().parse().map_err(io::Error::other)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+            Err(e) => return Err(e),
+        };
+        let run: u64 = last + 1;
+        let mut file = File::create(&new)?;
+        file.write_all(format!("{run}\n").as_bytes())?;
+        file.sync_all()?;
+        rename(&new, &path)?;
+        File::open(&self.dir)?.sync_all()?;
+        Ok(run)
     }
 
     pub fn meta(&self) -> &Meta {
