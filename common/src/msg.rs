@@ -150,13 +150,14 @@ pub enum FsOp {
     Readlink {
         ino: InodeNo,
     },
-    /// Makes the file or finds it, and opens it; `mode` with umask applied.
+    /// Makes the file and opens it; `mode` with umask applied.  A file that is
+    /// there already is Stale unless `excl`: the kernel then looks it up and
+    /// opens it, with all that OPEN asks.
     Create {
         parent: InodeNo,
         name: Vec<u8>,
         mode: u32,
         excl: bool,
-        truncate: bool,
     },
     /// `mode` with its type, umask applied.
     Mknod {

@@ -43,10 +43,6 @@ use std::time::Duration;
 /// Whether the kernel takes notifications.
 pub const NOTIFY: bool = cfg!(target_os = "linux");
 
-/// Whether the kernel takes "there is no such name" as an entry to cache.
-/// OpenBSD would then refuse to make the file.
-pub const NEGATIVE_ENTRIES: bool = cfg!(target_os = "linux");
-
 /// How long the kernel may keep what nobody invalidates.
 pub const TTL: Duration = Duration::from_secs(3600);
 

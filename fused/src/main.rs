@@ -46,6 +46,8 @@ use std::time::Duration;
 
 /// Nothing is in there; the parent makes it where the system has none.
 const CHROOT: &str = "/var/empty";
+/// For raftd to answer what was under way when the mount ended.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// Open files wanted, and how many of those are not backing files.
 const NOFILE: u64 = 16384;
 const NOFILE_OWN: u64 = 64;
@@ -112,6 +114,7 @@ fn main() {
     if let Err(e) = serve() {
         fatal!(e, "mount {point}");
     }
+    ops.settle_all(SETTLE_MAX);
     log_debug!("mount {point}: unmounted");
     exit(0)
 }

@@ -36,7 +36,7 @@
 #![forbid(unsafe_code)]
 
 use crate::backing::{Backing, Read, Reads};
-use crate::cache::{Changes, Invalidations, LostNames, NEGATIVE_ENTRIES, SHORT_TTL, TTL};
+use crate::cache::{Changes, Invalidations, LostNames, SHORT_TTL, TTL};
 use crate::device;
 use crate::handle::{Handle, Handles, Inodes};
 use crate::raftd::{Lane, Request, Requests, SMALL};
@@ -64,6 +64,9 @@ const BRIEF: Duration = Duration::from_secs(1);
 /// So much may be answered at once and not be applied; beyond, the answer
 /// waits for raftd.
 const QUICK_MAX: u64 = 1 << 20;
+
+/// How often the end looks whether raftd has answered everything.
+const SETTLE_POLL: Duration = Duration::from_millis(5);
 
 const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
@@ -468,9 +471,6 @@ impl Ops {
         };
         self.ask(cred, op, move |ops, answer| match answer.result {
             Ok(rep) => reply(Ok(ops.entry(parent, &name, attr_of(rep), answer.index))),
-            Err(FsError::NotFound) if NEGATIVE_ENTRIES && answer.index > 0 => {
-                reply(Ok(ops.no_entry(parent, &name, answer.index)));
-            }
             Err(e) => reply(Err(lookup_errno(e))),
         });
     }
@@ -634,7 +634,6 @@ impl Ops {
             name: name.clone(),
             mode,
             excl: flags & libc::O_EXCL != 0,
-            truncate: flags & libc::O_TRUNC != 0,
         };
         self.ask(cred, op, move |ops, answer| match answer.result {
             Ok(rep) => {
@@ -654,6 +653,9 @@ impl Ops {
                     if done.is_err() {
                         ops.release(ino, opening.fh);
                         ops.forget(ino, 1);
+                        // It is there, and the kernel is told that it failed.
+                        ops.invalidations.entry(parent, &name, None);
+                        ops.invalidations.inode(parent, Some(0));
                     }
                     reply(done.map(|()| (entry, opening)));
                 });
@@ -1020,14 +1022,6 @@ impl Ops {
             attr: known.attr,
             attr_ttl: known.ttl,
             entry_ttl: self.entry_ttl(&state, parent, name, index),
-        }
-    }
-
-    fn no_entry(&self, parent: InodeNo, name: &[u8], index: u64) -> Entry {
-        Entry {
-            attr: Attr::default(),
-            attr_ttl: Duration::ZERO,
-            entry_ttl: self.entry_ttl(&lock(&self.state), parent, name, index),
         }
     }
 
@@ -1441,6 +1435,18 @@ pub fn start(ops: &Arc<Ops>) {
 }
 
 impl Ops {
+    /// After the unmount, which has flushed what was mapped: waits until raftd
+    /// has answered everything, for what only the socket has dies with us.
+    pub fn settle_all(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        let mut state = lock(&self.state);
+        while !state.requests.is_empty() && Instant::now() < until {
+            drop(state);
+            std::thread::sleep(SETTLE_POLL);
+            state = lock(&self.state);
+        }
+    }
+
     fn watch(&self) {
         let mut state = lock(&self.state);
         loop {

@@ -252,6 +252,10 @@ impl Requests {
         first.map_or(self.next_id(), |(id, _)| *id)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
     pub fn insert(&mut self, request: Request) -> ReqId {
         let id = self.next_id();
         self.last = id.0;

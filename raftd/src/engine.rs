@@ -22,7 +22,7 @@ use crate::peer::frame::Identity;
 use crate::peer::network::NetworkFactory;
 use crate::peer::{server, Peers};
 use crate::propose::Proposer;
-use crate::raft::{self, Raft};
+use crate::raft::{self, Raft, TypeConfig};
 use crate::store::checkpoint::Checkpoint;
 use crate::store::log_store::LogStore;
 use crate::store::state_machine::{Applied, StateMachine};
@@ -32,7 +32,7 @@ use common::ctl::{CtlLog, CtlMount, CtlPeer, CtlSummary, PeerState, Role};
 use common::fs::NodeId;
 use common::{fatal, log_info, log_warn, log_warnx};
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::ServerState;
+use openraft::{RaftMetrics, ServerState};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -228,8 +228,7 @@ impl Engine {
             return;
         }
         let best = {
-            let m = self.raft.metrics();
-            let m = m.borrow_watched();
+            let m = self.metrics();
             let matched = m.replication.iter().flatten();
             matched
                 .filter(|(id, _)| self.peers.view(**id).is_some_and(|p| p.up))
@@ -247,6 +246,11 @@ impl Engine {
         let _ = timeout(HANDOVER, gone).await;
     }
 
+    /// A copy: openraft cannot publish while somebody looks at its own.
+    pub fn metrics(&self) -> RaftMetrics<TypeConfig> {
+        self.raft.metrics().borrow_watched().clone()
+    }
+
     pub async fn show_summary(&self) -> CtlSummary {
         let reached = self
             .barrier
@@ -254,8 +258,7 @@ impl Engine {
             .await
             .is_ok();
         let statfs = crate::fs::space::statfs(&self.store.meta().read()).unwrap_or_default();
-        let m = self.raft.metrics();
-        let m = m.borrow_watched();
+        let m = self.metrics();
         let conf = self.conf();
         CtlSummary {
             cluster: conf.cluster,
@@ -276,8 +279,7 @@ impl Engine {
     }
 
     pub fn show_peers(&self) -> Vec<CtlPeer> {
-        let m = self.raft.metrics();
-        let m = m.borrow_watched();
+        let m = self.metrics();
         let last = m.last_log_index.unwrap_or(0);
         let conf = self.conf();
         let this = conf.node;
@@ -335,8 +337,7 @@ impl Engine {
     }
 
     pub fn show_log(&self) -> CtlLog {
-        let m = self.raft.metrics();
-        let m = m.borrow_watched();
+        let m = self.metrics();
         let log: &LogStore = self.store.log();
         let stats = log.stats();
         CtlLog {

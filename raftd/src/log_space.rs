@@ -131,12 +131,9 @@ pub async fn move_floor(engine: Arc<Engine>, proposer: Arc<Proposer>) {
 /// Up to where no peer needs the log; None when this node does not lead, or
 /// hears of too few to judge.
 fn floor(engine: &Engine) -> Option<u64> {
-    let (replication, applied) = {
-        let m = engine.raft().metrics();
-        let m = m.borrow_watched();
-        let applied = m.last_applied.map_or(0, |id| id.index);
-        (m.replication.clone()?, applied)
-    };
+    let m = engine.metrics();
+    let replication = m.replication?;
+    let applied = m.last_applied.map_or(0, |id| id.index);
     let peers = engine.peers();
     let is_up = |id: &NodeId| *id == peers.me.node || peers.view(*id).is_some_and(|p| p.up);
     if 2 * replication.keys().filter(|id| is_up(id)).count() <= replication.len() {

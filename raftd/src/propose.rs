@@ -33,13 +33,13 @@
 
 use crate::fs::op::{Command, Op, Origin};
 use crate::fs::{Outcome, Verdict};
+use crate::fused::Attachment;
 use crate::payload::Payload;
 use crate::peer::frame::{Conn, PeerMsg, Proposal};
 use crate::peer::Peers;
 use crate::raft::{Raft, LEASE};
 use crate::store::state_machine::Applied;
 use bytes::Bytes;
-use common::conf::MountId;
 use common::fs::{FsError, NodeId, SessionId, Time};
 use common::{fatalx, log_debug, log_info};
 use futures_util::FutureExt;
@@ -87,8 +87,8 @@ struct Pending {
     deadline: Instant,
     done: Option<Done>,
     room: Option<Room>,
-    /// The mount that asked.
-    from: Option<MountId>,
+    /// The fused that asked.
+    from: Option<Attachment>,
 }
 
 struct Window {
@@ -263,7 +263,7 @@ impl Proposer {
         bytes: Bytes,
         deadline: Instant,
         room: Room,
-        from: Option<MountId>,
+        from: Option<Attachment>,
         done: Done,
     ) {
         let payload = match bytes.is_empty() {
@@ -299,8 +299,8 @@ impl Proposer {
         sent
     }
 
-    /// The mount of this node that asked for the entry and waits for it.
-    pub fn source(&self, applied: &Applied) -> Option<MountId> {
+    /// The fused of this node that asked for the entry and waits for it.
+    pub fn source(&self, applied: &Applied) -> Option<Attachment> {
         let origin = applied.origin?;
         let window = self.window();
         if window.session != Some(origin.session) || origin.seq != window.first {

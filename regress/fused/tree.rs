@@ -512,7 +512,6 @@ impl Tree {
             name,
             mode: 0o644,
             excl: true,
-            truncate: false,
         };
         let attr = self.elsewhere(op, &[], quietly);
         self.state().release(attr.ino);
@@ -954,7 +953,6 @@ impl State {
                 name,
                 mode,
                 excl,
-                truncate,
             } => {
                 let (attr, created) = match self.find(*parent, name) {
                     Ok(_) if *excl => return Err(FsError::Exists),
@@ -964,9 +962,6 @@ impl State {
                         (self.make(*parent, name, mode, cred)?, true)
                     }
                 };
-                if *truncate {
-                    self.resize(attr.ino, 0)?;
-                }
                 let inode = self.get_mut(attr.ino)?;
                 inode.opens += 1;
                 let attr = inode.attr.clone();

@@ -43,7 +43,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{watch, Notify};
@@ -68,6 +68,7 @@ pub struct Mounts {
     /// Highest index applied here.
     pub applied: watch::Receiver<u64>,
     table: RwLock<BTreeMap<MountId, Arc<Fused>>>,
+    attachments: AtomicU64,
     queued: Mutex<HashMap<InodeNo, Queued>>,
     orphans: Mutex<HashSet<InodeNo>>,
     orphaned: Notify,
@@ -84,9 +85,15 @@ struct Queued {
     attr: Option<Attr>,
 }
 
+/// One fused in the life of raftd.  The successor of one that was lost has the
+/// same mount and a kernel that was told nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attachment(u64);
+
 /// One mount.
 pub struct Fused {
     mounts: Arc<Mounts>,
+    attachment: Attachment,
     pub conf: Mount,
     control: Arc<Lane>,
     bulk: Arc<Lane>,
@@ -98,11 +105,14 @@ pub struct Fused {
     /// Changes that wait for room in the window, in their order.
     backlog: Mutex<VecDeque<TreeChange>>,
     backlogged: Notify,
+    worked_off: Condvar,
 }
 
 #[derive(Default)]
 struct Open {
     count: u32,
+    /// At least one of these opens has succeeded.
+    confirmed: bool,
     /// Made by one of these opens, so that its attributes may be queued.
     created: bool,
 }
@@ -134,6 +144,7 @@ impl Mounts {
             quorum,
             applied,
             table: RwLock::new(BTreeMap::new()),
+            attachments: AtomicU64::new(0),
             queued: Mutex::new(HashMap::new()),
             orphans: Mutex::new(HashSet::new()),
             orphaned: Notify::new(),
@@ -157,6 +168,7 @@ impl Mounts {
         let id = conf.id;
         let fused = Arc::new(Fused {
             mounts: self.clone(),
+            attachment: Attachment(self.attachments.fetch_add(1, Ordering::Relaxed)),
             conf,
             control,
             bulk,
@@ -166,6 +178,7 @@ impl Mounts {
             handles: AtomicU64::new(0),
             backlog: Mutex::default(),
             backlogged: Notify::new(),
+            worked_off: Condvar::new(),
         });
         let old = {
             let mut table = self.table.write().unwrap_or_else(|e| e.into_inner());
@@ -226,15 +239,15 @@ impl Mounts {
     }
 
     /// Pushes what an entry changed; called in log order, before the answer
-    /// to whoever asked for it.  `from` is the mount that did.
-    pub fn changed(&self, applied: &Applied, from: Option<MountId>) {
+    /// to whoever asked for it.  `from` is the fused that did.
+    pub fn changed(&self, applied: &Applied, from: Option<Attachment>) {
         if applied.changes.is_empty() {
             return;
         }
         let all = self.all();
         for change in &applied.changes {
             for fused in &all {
-                fused.change(change, applied.index, from == Some(fused.conf.id));
+                fused.change(change, applied.index, from == Some(fused.attachment));
             }
             if let Change::Orphan { ino } = change {
                 if !all.iter().any(|f| f.has_open(*ino)) {
@@ -333,6 +346,10 @@ impl Mounts {
                 queued.remove(&ino);
             }
         }
+    }
+
+    fn queued_inodes(&self) -> HashSet<InodeNo> {
+        locked(&self.queued).keys().copied().collect()
     }
 
     fn has_queued(&self, ino: InodeNo) -> bool {
@@ -494,7 +511,12 @@ impl Fused {
     /// The other way round.
     fn real(&self, ino: InodeNo) -> Result<InodeNo, FsError> {
         if ino != InodeNo::ROOT {
-            return Ok(ino);
+            // What this kernel was never told of it cannot mean, not even to
+            // reach beyond its subtree.
+            return match locked(&self.told).has(ino) {
+                true => Ok(ino),
+                false => Err(FsError::Stale),
+            };
         }
         if let Some(root) = self.root.get() {
             return Ok(*root);

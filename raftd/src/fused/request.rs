@@ -28,13 +28,19 @@ use bytes::Bytes;
 use common::fatal;
 use common::fs::{Attr, Cookie, Cred, FsError, InodeNo, ReqId, SetAttr, IO_MAX};
 use common::msg::{FsOp, FsRep, Lane, RaftdToFused};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 
 type Answer = Result<FsRep, FsError>;
+
+/// Bytes of writes that wait for room in the window, of one mount.
+const BACKLOG_MAX: usize = 16 << 20;
+/// How often the bulk lane looks whether it may go on.
+const BACKLOG_WAIT: Duration = Duration::from_millis(100);
 
 /// By when a request must be answered, and how it came.
 #[derive(Clone, Copy)]
@@ -134,14 +140,14 @@ impl Fused {
         // Before the state is read: it may be newer, never older.
         let index = self.applied();
         match self.unsettled(&op) {
-            None => self.answer(id, index, &op),
+            None => self.answer(id, index, op, deadline),
             Some(ino) => {
                 let fused = self.clone();
                 tokio::spawn(async move {
                     match fused.mounts.settled(ino, deadline).await {
                         Ok(()) => {
                             let index = fused.applied();
-                            fused.answer(id, index, &op);
+                            fused.answer(id, index, op, deadline);
                         }
                         Err(e) => fused.reply(id, index, Err(e)),
                     }
@@ -165,10 +171,13 @@ impl Fused {
         self.mounts.has_queued(ino).then_some(ino)
     }
 
-    fn answer(&self, id: ReqId, index: u64, op: &FsOp) {
+    fn answer(self: &Arc<Self>, id: ReqId, index: u64, op: FsOp, deadline: Instant) {
         let mut bulk = Bytes::new();
-        let answer = match op {
-            FsOp::Lookup { parent, name } => self.lookup(*parent, name),
+        let answer = match &op {
+            FsOp::Lookup { parent, name } => match self.lookup(*parent, name) {
+                Err(FsError::NotFound) => return self.look_again(id, op, deadline),
+                found => found,
+            },
             FsOp::Getattr { ino } => self.getattr(*ino).map(FsRep::Attr),
             FsOp::Readlink { ino } => self.readlink(*ino),
             FsOp::Read { ino, offset, size } => self.read(*ino, *offset, *size).map(|bytes| {
@@ -188,7 +197,36 @@ impl Fused {
         self.reply_with(id, index, answer, None, bulk);
     }
 
+    /// A name is not there only behind a barrier: whoever was told of it by
+    /// the node that made it must find it here, and OPEN, which has a barrier
+    /// of its own, gets only to names that are found.
+    fn look_again(self: &Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
+        let fused = self.clone();
+        tokio::spawn(async move {
+            let waited = match *fused.mounts.quorum.borrow() {
+                true => Ok(()),
+                false => Err(FsError::NoQuorum),
+            };
+            let waited = match waited {
+                Ok(()) => fused.mounts.barrier.wait(deadline).await,
+                Err(e) => Err(e),
+            };
+            let index = fused.applied();
+            let answer = match (waited, &op) {
+                (Ok(()), FsOp::Lookup { parent, name }) => fused.lookup(*parent, name),
+                (Ok(()), _) => Err(FsError::Unsupported),
+                (Err(e), _) => Err(e),
+            };
+            fused.reply(id, index, answer);
+        });
+    }
+
     fn lookup(&self, parent: InodeNo, name: &[u8]) -> Answer {
+        let name = match (parent, name) {
+            // Nothing of the tree is seen above the mount.
+            (InodeNo::ROOT, b"..") => b".",
+            (_, name) => name,
+        };
         let parent = self.real(parent)?;
         let attr = {
             let reader = self.mounts.store.meta().read();
@@ -238,12 +276,15 @@ impl Fused {
     fn readdir(&self, ino: InodeNo, after: Cookie, size: u32, plus: bool) -> Answer {
         let ino = self.real(ino)?;
         let size = (size as usize).min(IO_MAX);
+        // Before the state is read: what is resolved meanwhile may be missing
+        // in it, and the kernel knows a larger size already.
+        let queued = self.mounts.queued_inodes();
         let (mut entries, eof) = {
             let reader = self.mounts.store.meta().read();
             dirent::readdir(&reader, ino, after, size, plus).map_err(fs_error)?
         };
         for entry in &mut entries {
-            if self.mounts.has_queued(entry.ino) {
+            if queued.contains(&entry.ino) || self.mounts.has_queued(entry.ino) {
                 entry.attr = None;
             }
             entry.attr = entry.attr.take().map(|attr| self.show_attr(attr));
@@ -288,6 +329,9 @@ impl Fused {
     ) {
         let ready = async {
             let ino = self.real(ino)?;
+            if !*self.mounts.quorum.borrow() {
+                return Err(FsError::NoQuorum);
+            }
             self.mounts.barrier.wait(deadline).await?;
             self.mounts.settled(ino, deadline).await?;
             Ok(ino)
@@ -297,7 +341,7 @@ impl Fused {
             Err(e) => return self.reply(id, 0, Err(e)),
         };
         // Counted before it is looked at: from here on nobody lets it go.
-        let others = self.opened(ino, false);
+        let others = self.opened(ino);
         let index = self.applied();
         let found = inode::getattr(&self.mounts.store.meta().read(), ino).map_err(fs_error);
         let attr = match found {
@@ -327,7 +371,11 @@ impl Fused {
             self.forget_open(ino);
             return self.reply(id, 0, Err(FsError::ReadOnly));
         }
-        let room = self.mounts.proposer.room(0).await;
+        let room = timeout_at(deadline.into(), self.mounts.proposer.room(0)).await;
+        let Ok(room) = room else {
+            self.forget_open(ino);
+            return self.reply(id, 0, Err(FsError::TimedOut));
+        };
         let set = SetAttr {
             size: Some(0),
             kill_priv: cred.uid != 0,
@@ -352,6 +400,7 @@ impl Fused {
     }
 
     fn reply_opened(&self, id: ReqId, index: u64, attr: Attr) {
+        self.confirm(attr.ino, false);
         let fd = self.backing(&attr);
         let attr = self.show_attr(attr);
         self.reply_with(id, index, Ok(FsRep::Opened { attr }), fd, Bytes::new());
@@ -370,14 +419,21 @@ impl Fused {
         }
     }
 
-    /// Counts a handle; true if there were some before.
-    fn opened(&self, ino: InodeNo, created: bool) -> bool {
+    /// Counts a handle; true if somebody was told of one before.
+    fn opened(&self, ino: InodeNo) -> bool {
         let mut open = locked(&self.open);
         let entry = open.entry(ino).or_default();
         entry.count += 1;
-        entry.created |= created;
         self.handles.fetch_add(1, Ordering::Relaxed);
-        entry.count > 1
+        entry.confirmed
+    }
+
+    /// The handle will be used.
+    fn confirm(&self, ino: InodeNo, created: bool) {
+        if let Some(entry) = locked(&self.open).get_mut(&ino) {
+            entry.confirmed = true;
+            entry.created |= created;
+        }
     }
 
     fn forget_open(&self, ino: InodeNo) {
@@ -419,7 +475,7 @@ impl Fused {
             Ok(op) => op,
             Err(e) => return self.reply(id, 0, Err(e)),
         };
-        let queued = self.queue(id, &op, bulk.len() as u64, how.lane);
+        let (queued, accepted) = self.queue(id, &op, bulk.len() as u64, how.lane);
         let change = TreeChange {
             id,
             op,
@@ -439,6 +495,23 @@ impl Fused {
                 backlog.push_back(change);
                 self.backlogged.notify_one();
             }
+        }
+        // Only now: what its caller asks for next comes behind it.
+        if let Some(accepted) = accepted {
+            self.push(&accepted);
+        }
+        if how.lane == Lane::Bulk {
+            self.hold_back(backlog);
+        }
+    }
+
+    /// The thread of the bulk lane waits while too much does: then the socket
+    /// fills, and writers wait in fused.
+    fn hold_back(&self, mut backlog: MutexGuard<'_, VecDeque<TreeChange>>) {
+        let bytes = |b: &VecDeque<TreeChange>| b.iter().map(|c| c.bulk.len()).sum::<usize>();
+        while bytes(&backlog) > BACKLOG_MAX {
+            let waited = self.worked_off.wait_timeout(backlog, BACKLOG_WAIT);
+            backlog = waited.unwrap_or_else(|e| e.into_inner()).0;
         }
     }
 
@@ -462,6 +535,7 @@ impl Fused {
             let Some(change) = backlog.pop_front() else {
                 continue;
             };
+            self.worked_off.notify_one();
             match room {
                 Ok(room) => self.propose_change(change, room),
                 Err(_) => {
@@ -473,29 +547,33 @@ impl Fused {
         }
     }
 
-    /// Notes a change that its caller shall not wait for, and answers it: a
-    /// write whose place does not depend on the log, or attributes of a file
-    /// that this mount made and still has open, so that tar pays no round for
-    /// each.  The inode, if it is such a change or any write.
-    fn queue(&self, id: ReqId, op: &Op, len: u64, lane: Lane) -> Option<InodeNo> {
+    /// Notes a change that its caller shall not wait for: a write whose place
+    /// does not depend on the log, or attributes of a file that this mount made
+    /// and still has open, so that tar pays no round for each.  The inode, if
+    /// it is one or any write, and what its caller is to be told.
+    fn queue(
+        &self,
+        id: ReqId,
+        op: &Op,
+        len: u64,
+        lane: Lane,
+    ) -> (Option<InodeNo>, Option<RaftdToFused>) {
         match op {
             Op::Write { ino, at, .. } => {
                 self.mounts.queue(*ino, |attr| match at {
                     WriteAt::Offset(at) => attr.size = attr.size.max(at.saturating_add(len)),
                     WriteAt::End => attr.size = attr.size.saturating_add(len),
                 });
-                if lane == Lane::Bulk && matches!(at, WriteAt::Offset(_)) {
-                    self.push(&RaftdToFused::Accepted { id, attr: None });
-                }
-                Some(*ino)
+                let accepted = lane == Lane::Bulk && matches!(at, WriteAt::Offset(_));
+                let accepted = accepted.then_some(RaftdToFused::Accepted { id, attr: None });
+                (Some(*ino), accepted)
             }
             Op::Setattr { ino, set, .. } if set.size.is_none() && self.made(*ino) => {
                 let attr = self.mounts.queue(*ino, |attr| preview(attr, set));
                 let attr = attr.map(|attr| self.show_attr(attr));
-                self.push(&RaftdToFused::Accepted { id, attr });
-                Some(*ino)
+                (Some(*ino), Some(RaftdToFused::Accepted { id, attr }))
             }
-            _ => None,
+            _ => (None, None),
         }
     }
 
@@ -537,7 +615,7 @@ impl Fused {
         room: Room,
         done: impl FnOnce(u64, Outcome) + Send + 'static,
     ) {
-        let from = Some(self.conf.id);
+        let from = Some(self.attachment);
         let proposer = &self.mounts.proposer;
         proposer.propose(op, bulk, deadline, room, from, Box::new(done));
     }
@@ -557,7 +635,8 @@ impl Fused {
                     return Err(FsError::Stale);
                 }
                 if opens {
-                    self.opened(attr.ino, true);
+                    self.opened(attr.ino);
+                    self.confirm(attr.ino, true);
                 }
                 let attr = self.show_attr(attr);
                 Ok(FsRep::Entry { attr, created })
@@ -575,13 +654,12 @@ impl Fused {
                 name,
                 mode,
                 excl,
-                truncate,
             } => Op::Create {
                 parent: self.real(parent)?,
                 name,
                 mode,
                 excl,
-                truncate,
+                truncate: false,
                 cred,
             },
             FsOp::Mknod {

@@ -21,7 +21,7 @@ pub mod network;
 pub mod server;
 
 use common::fs::NodeId;
-use common::{log_info, log_warnx};
+use common::{log_info, log_warn, log_warnx};
 use frame::{Conn, Identity, PeerMsg};
 use std::collections::HashMap;
 use std::io;
@@ -111,20 +111,22 @@ impl Peers {
 
     /// Notes what a ping came to; logs the change.
     fn heard(&self, id: NodeId, pong: io::Result<u64>) {
-        let mut table = self.table();
-        let Some(peer) = table.get_mut(&id) else {
-            return;
-        };
-        if peer.up != pong.is_ok() {
+        let label = {
+            let mut table = self.table();
+            let Some(peer) = table.get_mut(&id) else {
+                return;
+            };
+            peer.last_index = *pong.as_ref().unwrap_or(&peer.last_index);
+            if peer.up == pong.is_ok() {
+                return;
+            }
             peer.up = pong.is_ok();
             peer.since = Instant::now();
-            match &pong {
-                Ok(_) => log_info!("{}: up", peer.label()),
-                Err(e) => log_warnx!("{}: down: {e}", peer.label()),
-            }
-        }
-        if let Ok(last_index) = pong {
-            peer.last_index = last_index;
+            peer.label()
+        };
+        match pong {
+            Ok(_) => log_info!("{label}: up"),
+            Err(e) => log_warn!(e, "{label}: down"),
         }
     }
 
@@ -158,12 +160,14 @@ impl Peers {
 
     /// The log that the peer needs is gone; only a snapshot could help it.
     pub fn gave_up(&self, id: NodeId) {
-        if let Some(peer) = self.table().get_mut(&id) {
-            if !peer.needs_resync {
+        let label = match self.table().get_mut(&id) {
+            Some(peer) if !peer.needs_resync => {
                 peer.needs_resync = true;
-                log_warnx!("{}: needs resync: the log it lacks is gone", peer.label());
+                peer.label()
             }
-        }
+            _ => return,
+        };
+        log_warnx!("{label}: needs resync: the log it lacks is gone");
     }
 }
 

@@ -181,7 +181,8 @@ impl Store {
         let data = Data::open(&data).map_err(at(&data))?;
         data.bury(checkpoint::dead(&meta)?);
         let log = LogStore::open_with(&dir.join("wal"), log).map_err(StoreError::Log)?;
-        if position.last_applied.is_some() && log.recovered().vote.is_none() {
+        let empty = log.recovered().vote.is_none() && log.recovered().last.is_none();
+        if position.last_applied.is_some() && empty {
             return Err(StoreError::LogGone(dir.join("wal")));
         }
         Ok(Store {

@@ -22,13 +22,12 @@
 //!    before that), or a checkpoint could hold what the log does not.
 //! 2. fs/apply.rs changes the metadata, under the exclusive lock, with it the
 //!    index of the entry.  That lock is held for no I/O on contents.
-//! 3. The backing files follow.  A write or spill must be there before
-//!    anybody sees the size that it makes, so in step 2 the inode's record
+//! 3. The backing files follow.  A write or spill, and a truncate that makes
+//!    the file longer, must be there before anybody sees the new size, so in step 2 the inode's record
 //!    was put back as it was, and now the new one is put.  Nobody else can
 //!    tell: only apply uses what else a write touches, and a checkpoint waits
-//!    for the end of the entry.  A truncate or removal follows after it is
-//!    visible: a file that is longer than its size shows nothing, and one that
-//!    is shorter reads as the hole that it will be.
+//!    for the end of the entry.  Another truncate or a removal follows after
+//!    it is visible: a file that is longer than its size shows nothing.
 //! 4. The rest of raftd is told, then openraft.
 
 #![forbid(unsafe_code)]
@@ -223,9 +222,17 @@ impl StateMachine {
             Op::Write { ino, .. } | Op::Setattr { ino, .. } => Some(Record::get(&tx, *ino)?),
             _ => None,
         };
+        let size = match &cmd.op {
+            Op::Setattr { ino, .. } => fs::inode::get(&tx, *ino)?.map_or(0, |i| i.size()),
+            _ => 0,
+        };
         let (verdict, effects) = fs::apply::apply(&mut tx, log_id.index, cmd)?;
         tx.save(meta::LAST_APPLIED, &log_id, "last applied")?;
-        let grows = |op: &DataOp| matches!(op, DataOp::Write { .. } | DataOp::Spill { .. });
+        let grows = |op: &DataOp| match op {
+            DataOp::Write { .. } | DataOp::Spill { .. } => true,
+            DataOp::Truncate { size: to, .. } => *to > size,
+            DataOp::Remove { .. } => false,
+        };
         let hidden = match before {
             Some(before) if effects.data.iter().any(grows) => {
                 let after = Record::get(&tx, before.ino)?;
