@@ -985,10 +985,16 @@ fn room() {
 #[test]
 fn floor_only_rises() {
     let mut t = Tree::new();
+    for _ in 0..20 {
+        t.op(Op::Nop).unwrap();
+    }
     for (index, want) in [(5, 5), (3, 5), (9, 9)] {
         t.op(Op::Floor { index }).unwrap();
         assert_eq!(space::floor(&t.meta.read()).unwrap(), want);
     }
+    // Not even to where the log has not come.
+    t.op(Op::Floor { index: 1 << 40 }).unwrap();
+    assert!(space::floor(&t.meta.read()).unwrap() < 100);
 }
 
 #[test]
