@@ -18,6 +18,8 @@
 # A node whose disk was filled by somebody else holds up nobody for long, says
 # so, and catches up when it has room.
 
+LC_ALL=C
+export LC_ALL
 . "$(dirname "$0")/../lib.sh"
 # Three segments of the log, two reserves, and some room.
 SIZE=${SIZE:-640}
@@ -63,47 +65,8 @@ no_room() {
 	rm "$1" || fail "rm $1"
 }
 
-# --- all disks fill up, through the mount
 random_file "$CLUSTER/data" 64
 random_file "$CLUSTER/block" 4096
-put "$CLUSTER/data" "$(mnt 1)/before" || fail "write"
-mkdir "$(mnt 1)/fill" || fail "mkdir"
-i=0
-while put "$CLUSTER/block" "$(mnt 1)/fill/$i" >"$CLUSTER/says"; do
-	i=$((i + 1))
-	[ $i -lt $((SIZE / 4)) ] || fail "no end of room"
-done
-grep -q "No space left on device" "$CLUSTER/says" || fail "$(cat "$CLUSTER/says")"
-[ $i -gt 5 ] || fail "no room for more than $i blocks"
-rm -f "$(mnt 1)/fill/$i"
-echo "full with $i files of 4 MiB on disks of $SIZE MiB"
-for n in $NODE_LIST; do
-	no_room "$(mnt "$n")/over.$n"
-done
-all_current || fail "not current when full: $(ctl status)"
-# What is there is whole, and can be changed.
-for n in $NODE_LIST; do
-	cmp "$CLUSTER/data" "$(mnt "$n")/before" || fail "node $n: before"
-	for k in 0 $((i - 1)); do
-		cmp "$CLUSTER/block" "$(mnt "$n")/fill/$k" || fail "node $n: $k"
-	done
-	mv "$(mnt "$n")/before" "$(mnt "$n")/before.$n" &&
-	    mv "$(mnt "$n")/before.$n" "$(mnt "$n")/before" || fail "mv"
-	chmod 600 "$(mnt "$n")/before" || fail "chmod"
-done
-# The room that all agree on.
-rooms_equal() {
-	[ "$(for n in $NODE_LIST; do
-		stat -f -c '%b %f %d' "$(mnt "$n")"
-	done | sort -u | wc -l)" -eq 1 ]
-}
-must_within "$LIMIT" rooms_equal
-rm -r "$(mnt 2)/fill" || fail "rm when full"
-for n in $NODE_LIST; do
-	must_within "$LIMIT" put "$CLUSTER/block" "$(mnt "$n")/again.$n"
-done
-all_current || fail "not current with room again: $(ctl status)"
-must_trees_equal .
 
 # --- one disk is filled by somebody else
 was=$(leader)
@@ -153,5 +116,44 @@ for n in $NODE_LIST; do
 	must_within "$LIMIT" put "$CLUSTER/block" "$(mnt "$n")/more.$n"
 	cmp "$CLUSTER/data" "$(mnt "$n")/one/kept" || fail "node $n: kept"
 done
+
+# --- all disks fill up, through the mount
+put "$CLUSTER/data" "$(mnt 1)/before" || fail "write"
+mkdir "$(mnt 1)/fill" || fail "mkdir"
+i=0
+while put "$CLUSTER/block" "$(mnt 1)/fill/$i" >"$CLUSTER/says"; do
+	i=$((i + 1))
+	[ $i -lt $((SIZE / 4)) ] || fail "no end of room"
+done
+grep -q "No space left on device" "$CLUSTER/says" || fail "$(cat "$CLUSTER/says")"
+[ $i -gt 5 ] || fail "no room for more than $i blocks"
+rm -f "$(mnt 1)/fill/$i"
+echo "full with $i files of 4 MiB on disks of $SIZE MiB"
+for n in $NODE_LIST; do
+	no_room "$(mnt "$n")/over.$n"
+done
+all_current || fail "not current when full: $(ctl status)"
+# What is there is whole, and can be changed.
+for n in $NODE_LIST; do
+	cmp "$CLUSTER/data" "$(mnt "$n")/before" || fail "node $n: before"
+	for k in 0 $((i - 1)); do
+		cmp "$CLUSTER/block" "$(mnt "$n")/fill/$k" || fail "node $n: $k"
+	done
+	mv "$(mnt "$n")/before" "$(mnt "$n")/before.$n" &&
+	    mv "$(mnt "$n")/before.$n" "$(mnt "$n")/before" || fail "mv"
+	chmod 600 "$(mnt "$n")/before" || fail "chmod"
+done
+# The room that all agree on.
+rooms_equal() {
+	[ "$(for n in $NODE_LIST; do
+		stat -f -c '%b %f %d' "$(mnt "$n")"
+	done | sort -u | wc -l)" -eq 1 ]
+}
+must_within "$LIMIT" rooms_equal
+rm -r "$(mnt 2)/fill" || fail "rm when full"
+for n in $NODE_LIST; do
+	must_within "$LIMIT" put "$CLUSTER/block" "$(mnt "$n")/again.$n"
+done
+all_current || fail "not current with room again: $(ctl status)"
 grep -il panicked "$CLUSTER"/n*/log && fail "a panic in the log"
 must_trees_equal .

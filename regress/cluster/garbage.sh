@@ -22,10 +22,20 @@ cluster_up 3
 
 # The hellos and frames of raftd/src/peer/frame.rs and common/src/imsg.rs.
 cat >"$CLUSTER/garbage.py" <<'EOF'
-import os, random, socket, struct, sys, time
+import os, random, re, socket, struct, sys, time
 
-random.seed(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+where, top = sys.argv[1:]
+random.seed(1)
 PATIENCE = 20
+
+
+def constant(path, name):
+    with open(os.path.join(top, path)) as f:
+        return int(re.search(rf"\b{name}: u\d+ = (\d+);", f.read()).group(1))
+
+
+PEER_VERSION = constant("raftd/src/peer/frame.rs", "VERSION")
+IMSG_VERSION = constant("common/src/imsg.rs", "IMSG_VERSION")
 
 
 def crc32c(data):
@@ -37,7 +47,7 @@ def crc32c(data):
     return crc ^ 0xFFFFFFFF
 
 
-def hello(magic=b"dfsdpeer", version=1, cluster=b"demo", sender=2, to=1, length=None):
+def hello(magic=b"dfsdpeer", version=PEER_VERSION, cluster=b"demo", sender=2, to=1, length=None):
     length = len(cluster) if length is None else length
     return struct.pack("<8sHB5xQQ64s", magic, version, length, sender, to, cluster)
 
@@ -86,7 +96,7 @@ for n in range(20):
     head = bytes([random.randrange(13)]) + random.randbytes(random.randrange(200))
     PEER[f"random message {n}"] = (hello(sender=2 + n % 2) + frame(head), True)
 
-VERSION = imsg(0, struct.pack("<I", int(os.environ.get("IMSG_VERSION", "1"))))
+VERSION = imsg(0, struct.pack("<I", IMSG_VERSION))
 CONTROL = {
     "noise": (os.urandom(4096), False),
     "another version": (imsg(0, struct.pack("<I", 999)), False),
@@ -133,7 +143,20 @@ def closed(s):
     return False
 
 
-where = sys.argv[1]
+def answered(s, *requests):
+    """What is no nonsense gets an answer, or all of this tests nothing."""
+    for data, start in requests:
+        s.sendall(data)
+        got = s.recv(65536)
+        if not got or not got.startswith(start):
+            sys.exit(f"{where}: no answer")
+    s.close()
+
+
+if ":" in where:
+    answered(connect(where), (hello(), b"dfsdpeer"), (frame(b"\x0b"), b""))
+else:
+    answered(connect(where), (VERSION + imsg(7, b"\0"), VERSION[:8]))
 bad = 0
 waiting = []
 for name, (data, ends) in (PEER if ":" in where else CONTROL).items():
@@ -181,8 +204,8 @@ for n in $NODE_LIST; do
 done
 
 peer=$(sed -n 's/^listen on \(.*\) port \(.*\)/\1:\2/p' "$CLUSTER/n1/conf")
-ctl exec 2 python3 -B "$CLUSTER/garbage.py" "$peer" &
-python3 -B "$CLUSTER/garbage.py" "$(ctl sock 1)" || fail "control socket"
+ctl exec 2 python3 -B "$CLUSTER/garbage.py" "$peer" "$TOP" &
+python3 -B "$CLUSTER/garbage.py" "$(ctl sock 1)" "$TOP" || fail "control socket"
 for n in $NODE_LIST; do
 	dfsctl "$n" status >/dev/null || fail "node $n: $(dfsctl "$n" status)"
 done

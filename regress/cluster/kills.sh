@@ -16,6 +16,8 @@
 # kills.sh: each process killed by itself, and a leader that hangs for a
 # while.  What the others do goes on without an error.
 
+LC_ALL=C
+export LC_ALL
 . "$(dirname "$0")/../lib.sh"
 cluster_up 3
 

@@ -15,6 +15,8 @@
 
 # mountctl.sh: mount_dfs, reload, and what dfsctl shows and does.
 
+LC_ALL=C
+export LC_ALL
 . "$(dirname "$0")/../lib.sh"
 cluster_up 3
 S=$(ctl sock 1)

@@ -17,6 +17,8 @@
 # on the cut-off node writes fail, and it says so.  When it hears the others
 # again it follows: nothing acknowledged is lost, and the trees are equal.
 
+LC_ALL=C
+export LC_ALL
 . "$(dirname "$0")/../lib.sh"
 BOUND=5
 cluster_up 3 -o "timeout $BOUND"

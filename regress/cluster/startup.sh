@@ -16,6 +16,8 @@
 # startup.sh: what keeps dfsd from starting: each is a clear line and an exit
 # status of 1, and leaves nothing behind.
 
+LC_ALL=C
+export LC_ALL
 . "$(dirname "$0")/../lib.sh"
 cluster_up 1
 N1=$CLUSTER/n1
