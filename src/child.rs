@@ -24,6 +24,7 @@ use common::log::{self, reason};
 use common::msg::PARENT_FRAME_MAX;
 use common::proc::{self, Pid};
 use common::sys::poll::{PollFd, PollFlags};
+use common::sys::process;
 use common::sys::signal::Signal;
 use common::sys::socket::socketpair;
 use std::os::fd::{AsFd, OwnedFd};
@@ -112,6 +113,11 @@ impl<Tx: Message, Rx: Message> Child<Tx, Rx> {
     pub fn kill(&self) {
         // It fails only if there is no such child any more.
         let _ = proc::kill(self.pid, Signal::SIGKILL);
+    }
+
+    /// It has ended, or is about to, and wait(2) may never tell.
+    pub fn is_zombie(&self) -> bool {
+        process::is_zombie(self.pid.as_raw())
     }
 
     pub fn poll_fd(&self) -> Option<PollFd<'_>> {

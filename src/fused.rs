@@ -21,13 +21,19 @@
 //!   Detached --------> Running --------> Running, serving
 //!      ^                |    ^               |       |
 //!      |    lost child  v    | back-off      |       | stop: detached,
-//!      |               Lost -+ <-------------+       v then fused ends
+//!      |               Lost -+ <-------------+       v or LINGER and killed
 //!      +----------------|------------------------ Stopping
 //!                stop   v
 //! ```
 //!
 //! In Lost the dead mount stays, so that nobody writes into the bare
 //! directory; a successor takes its place between two system calls.
+//!
+//! A fused that is killed, or exits, may not end by itself: a thread of it can
+//! wait in the kernel for a directory's lock, held by a program that waits for
+//! this very fused, and wait(2) tells nothing until that thread has gone.  So
+//! each kill goes with an abort of the mount, which frees both, and each fused
+//! is looked at now and then.
 
 #![forbid(unsafe_code)]
 
@@ -48,8 +54,10 @@ use std::time::{Duration, Instant};
 
 /// A fused that has not answered the kernel's first request by then will not.
 const START_LIMIT: Duration = Duration::from_secs(15);
-/// How long a fused may go on for those who have files open after a detach.
+/// How long a fused may go on for those who use a mount that is stopped.
 const LINGER: Duration = Duration::from_secs(2);
+/// How often it is seen to that a fused has not died unnoticed.
+const LOOK: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
@@ -70,6 +78,7 @@ enum State {
         fused: Fused,
         since: Instant,
         serving: bool,
+        look_at: Instant,
     },
     Stopping {
         fused: Fused,
@@ -112,10 +121,53 @@ impl Slot {
     /// When `mount_timers` wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.state {
-            State::Running { since, serving, .. } => (!serving).then_some(*since + START_LIMIT),
+            State::Running { look_at, .. } => Some(*look_at),
             State::Stopping { kill_at, .. } => Some(*kill_at),
             State::Lost { retry_at } => Some(*retry_at),
             State::Detached => None,
+        }
+    }
+
+    /// The mount stays, dead, and whoever waits for its fused is freed.
+    pub fn kill(&self) {
+        if let Some(fused) = self.fused() {
+            fused.kill();
+            self.abort();
+        }
+    }
+
+    /// What follows from a kill or an abort comes with the end of the fused.
+    fn look(&mut self, now: Instant) {
+        let State::Running {
+            fused,
+            since,
+            serving,
+            ..
+        } = &mut self.state
+        else {
+            return;
+        };
+        if fused.is_zombie() {
+            self.abort();
+        } else if !*serving && *since + START_LIMIT <= now {
+            *since = now;
+            let point = self.point.display();
+            log_warnx!("mount {point}: fused does not start: killed");
+            self.kill();
+        }
+    }
+
+    fn abort(&self) {
+        self.say("abort", mount::abort(&self.point));
+    }
+
+    fn detach(&self) {
+        self.say("unmount", mount::detach(&self.point));
+    }
+
+    fn say(&self, what: &str, result: io::Result<()>) {
+        if let Err(e) = result {
+            log_warnx!("mount {}: {what}: {}", self.point.display(), reason(&e));
         }
     }
 
@@ -142,10 +194,12 @@ impl Parent {
         match started {
             Ok(fused) => {
                 slot.point = m.point;
+                let since = Instant::now();
                 slot.state = State::Running {
                     fused,
-                    since: Instant::now(),
+                    since,
                     serving: false,
+                    look_at: since + LOOK,
                 };
                 Ok(())
             }
@@ -213,7 +267,8 @@ impl Parent {
     }
 
     /// Detaches a mount and ends its fused, which then may start again with
-    /// another configuration.  Nothing waits here.
+    /// another configuration.  One in use stays attached until its fused is
+    /// killed: without the name there is no way to abort it.
     pub fn mount_stop(&mut self, id: MountId, start_again: bool) {
         let Some(slot) = self.mounts.get_mut(&id) else {
             return;
@@ -223,8 +278,8 @@ impl Parent {
             State::Lost { .. } => self.mount_stopped(id, start_again),
             State::Running { fused, .. } => {
                 let mut kill_at = Instant::now();
-                if mount::DETACH_IS_LAZY {
-                    detach(&slot.point);
+                if mount::DETACH_IS_LOCAL {
+                    slot.say("unmount", mount::detach_unused(&slot.point));
                     kill_at += LINGER;
                 }
                 slot.state = State::Stopping {
@@ -251,7 +306,7 @@ impl Parent {
         };
         slot.state = State::Detached;
         slot.backoff = BACKOFF_MIN;
-        detach(&slot.point);
+        slot.detach();
         log_info!("mount {}: detached", slot.point.display());
         self.mount_answer(id, CtlResult::Ok);
         self.forget_removed(id);
@@ -293,17 +348,13 @@ impl Parent {
             };
             match &mut slot.state {
                 State::Detached => (),
-                State::Running { fused, since, .. } => {
-                    log_warnx!(
-                        "mount {}: fused does not start: killed",
-                        slot.point.display()
-                    );
-                    fused.kill();
-                    *since = now;
+                State::Running { look_at, .. } => {
+                    *look_at = now + LOOK;
+                    slot.look(now);
                 }
-                State::Stopping { fused, kill_at, .. } => {
-                    fused.kill();
+                State::Stopping { kill_at, .. } => {
                     *kill_at = now + LINGER;
+                    slot.kill();
                 }
                 State::Lost { .. } => {
                     let _ = self.mount_start(id);
@@ -346,7 +397,7 @@ impl Parent {
         }
         // Somebody waits for the start and is told: then nothing goes on
         // behind his back.
-        detach(&slot.point);
+        slot.detach();
         self.mount_answer(id, CtlResult::MountFailed);
     }
 
@@ -381,10 +432,4 @@ fn lane_pair(bytes: usize) -> io::Result<(OwnedFd, OwnedFd)> {
     set_bufs(a.as_fd(), bytes)?;
     set_bufs(b.as_fd(), bytes)?;
     Ok((a, b))
-}
-
-fn detach(point: &Path) {
-    if let Err(e) = mount::detach(point) {
-        log_warnx!("mount {}: unmount: {}", point.display(), reason(&e));
-    }
 }

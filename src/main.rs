@@ -49,9 +49,11 @@ use std::os::unix::fs::{chown, DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// raftd hands over the leadership and makes its last checkpoint; rc.subr
-/// kills everything after 30 seconds.
+/// For all of a clean stop, in which raftd hands over the leadership and makes
+/// its last checkpoint; rc.subr kills everything after 30 seconds.
 const STOP_LIMIT: Duration = Duration::from_secs(25);
+/// What the mounts have of it.
+const STOP_MOUNTS_LIMIT: Duration = Duration::from_secs(5);
 
 struct Options {
     debug: bool,
@@ -68,7 +70,9 @@ const EMPTY: &str = "/var/empty";
 enum Stop {
     No,
     /// The mounts are detached, their fused end.
-    Mounts,
+    Mounts {
+        begun: Instant,
+    },
     /// raftd knows.
     Raftd {
         kill_at: Instant,
@@ -302,8 +306,9 @@ impl Parent {
 
     fn deadline(&self) -> Option<Instant> {
         let stop = match self.stop {
+            Stop::No => None,
+            Stop::Mounts { begun } => Some(begun + STOP_MOUNTS_LIMIT),
             Stop::Raftd { kill_at } => Some(kill_at),
-            Stop::No | Stop::Mounts => None,
         };
         let mounts = self.mounts.values().filter_map(Slot::deadline);
         mounts.chain(stop).min()
@@ -321,10 +326,14 @@ impl Parent {
         self.mount_timers(now);
         match &mut self.stop {
             Stop::No => (),
-            Stop::Mounts => {
-                if self.mounts.values().all(Slot::is_detached) {
+            Stop::Mounts { begun } => {
+                let detached = self.mounts.values().all(Slot::is_detached);
+                if detached || *begun + STOP_MOUNTS_LIMIT <= now {
+                    if !detached {
+                        log_warnx!("fused does not end: left behind");
+                    }
                     self.raftd.close();
-                    let kill_at = now + STOP_LIMIT;
+                    let kill_at = *begun + STOP_LIMIT;
                     self.stop = Stop::Raftd { kill_at };
                 }
             }
@@ -357,8 +366,8 @@ impl Parent {
             self.exit(0);
         }
         log_warnx!("lost child: raftd {exit}");
-        for fused in self.mounts.values().filter_map(Slot::fused) {
-            fused.kill();
+        for slot in self.mounts.values() {
+            slot.kill();
         }
         self.exit(1)
     }
@@ -374,7 +383,9 @@ impl Parent {
         if !matches!(self.stop, Stop::No) {
             return;
         }
-        self.stop = Stop::Mounts;
+        self.stop = Stop::Mounts {
+            begun: Instant::now(),
+        };
         let ids: Vec<MountId> = self.mounts.keys().copied().collect();
         for id in ids {
             self.mount_stop(id, false);

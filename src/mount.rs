@@ -28,9 +28,9 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Whether a busy mount can be detached without asking the process that serves
-/// it.  Where it cannot, that process has to be gone before.
-pub const DETACH_IS_LAZY: bool = cfg!(not(target_os = "openbsd"));
+/// Whether a mount can be detached without asking the process that serves it.
+/// Where it cannot, that process has to be gone before.
+pub const DETACH_IS_LOCAL: bool = cfg!(not(target_os = "openbsd"));
 
 /// More are never stacked on one point, unless somebody wants to see us loop.
 const STACKED_MAX: u32 = 64;
@@ -94,7 +94,8 @@ pub fn attach(device: BorrowedFd<'_>, m: &Mount) -> io::Result<()> {
     mount::fuse_mount(device, &m.point, flags, IO_MAX as u32)
 }
 
-/// Detaches what dfsd has mounted there; nothing is no error.
+/// Detaches what dfsd has mounted there, in use or not; nothing is no error.
+/// What its fused has not answered fails.
 pub fn detach(point: &Path) -> io::Result<()> {
     for _ in 0..STACKED_MAX {
         if look(point)? != Found::Dfsd {
@@ -103,4 +104,23 @@ pub fn detach(point: &Path) -> io::Result<()> {
         mount::unmount(point)?;
     }
     Ok(())
+}
+
+/// The same unless it is in use, which is no error either.
+pub fn detach_unused(point: &Path) -> io::Result<()> {
+    if look(point)? != Found::Dfsd {
+        return Ok(());
+    }
+    match mount::unmount_unused(point) {
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        other => other,
+    }
+}
+
+/// Leaves a dead mount: nothing below it is answered any more.
+pub fn abort(point: &Path) -> io::Result<()> {
+    match look(point)? {
+        Found::Dfsd => mount::abort(point),
+        Found::Nothing | Found::Other => Ok(()),
+    }
 }

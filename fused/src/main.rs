@@ -37,7 +37,7 @@ use common::msg::{FusedToParent, PARENT_FRAME_MAX};
 use common::proc::{child_init, drop_privileges, setproctitle};
 use common::sys::pledge::pledge;
 use common::sys::rlimit::raise_nofile;
-use common::{fatal, log_debug};
+use common::{fatal, log_debug, sys};
 use std::path::Path;
 use std::process::exit;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -58,6 +58,7 @@ fn usage() -> ! {
 }
 
 fn main() {
+    sys::malloc::limit_arenas();
     let (mut debug, mut verbose) = (false, false);
     for arg in std::env::args().skip(1) {
         match arg.as_str() {

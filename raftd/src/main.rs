@@ -37,6 +37,7 @@ const WORKERS_MIN: usize = 2;
 const WORKERS_MAX: usize = 4;
 
 fn main() {
+    sys::malloc::limit_arenas();
     let (debug, verbose) = flags();
     let fd = proc::child_init("raftd", debug, verbose);
     let mut channel = Channel::new(fd, PARENT_FRAME_MAX);

@@ -126,7 +126,7 @@ for round in 1 2; do
 	start=$(now_ms)
 	ctl stop 1 || give_up "stop: does not end"
 	took=$(($(now_ms) - start))
-	echo "stop: $took ms"
+	echo "stop $round: $took ms"
 	[ $took -le $((STOP_LIMIT * 1000)) ] || give_up "stop: $took ms"
 	no_process "$old" || give_up "stop: fused goes on"
 	mount | grep -q " on $(mnt 1) " && give_up "stop: still mounted"

@@ -21,6 +21,7 @@ pub mod clock;
 pub mod closefrom;
 pub mod daemon;
 pub mod file;
+pub mod malloc;
 pub mod mount;
 pub mod pledge;
 pub mod poll;

@@ -16,7 +16,9 @@
 //! parent runs it.  It never touches a mounted point: a stat would wait for
 //! the process that serves it.
 
-use std::ffi::{CString, OsStr};
+#[cfg(target_os = "openbsd")]
+use std::ffi::CString;
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -63,6 +65,7 @@ pub fn fuse_open() -> io::Result<OwnedFd> {
     Ok(device.into())
 }
 
+#[cfg(target_os = "openbsd")]
 fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
@@ -92,13 +95,40 @@ pub fn fuse_mount(
     Ok(())
 }
 
-/// Detaches `point`, also when it is busy: the name is free at once, open
-/// files go on until closed.
+#[cfg(not(target_os = "openbsd"))]
+fn umount(point: &Path, flags: nix::mount::MntFlags) -> nix::Result<()> {
+    use nix::mount::{umount2, MntFlags};
+    umount2(point, flags | MntFlags::UMOUNT_NOFOLLOW)
+}
+
+/// Detaches `point` unless somebody uses it, which is EBUSY.
+#[cfg(not(target_os = "openbsd"))]
+pub fn unmount_unused(point: &Path) -> io::Result<()> {
+    Ok(umount(point, nix::mount::MntFlags::empty())?)
+}
+
+/// Detaches `point`, also when it is busy.  Whoever waits for the process that
+/// serves it, or will ask it anything, gets an error.
 #[cfg(not(target_os = "openbsd"))]
 pub fn unmount(point: &Path) -> io::Result<()> {
-    use nix::mount::{umount2, MntFlags};
-    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-    Ok(umount2(c_path(point)?.as_c_str(), flags)?)
+    use nix::mount::MntFlags;
+    Ok(umount(point, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH)?)
+}
+
+/// The same, but `point` stays attached.  To kill the process is not enough
+/// where it waits, in a notification, for a lock of somebody who waits for it.
+#[cfg(not(target_os = "openbsd"))]
+pub fn abort(point: &Path) -> io::Result<()> {
+    use nix::fcntl::{open, OFlag};
+    use nix::mount::MntFlags;
+    use nix::sys::stat::Mode;
+    // Open like this it is busy, and the file system is not asked.
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let _busy = open(point, flags, Mode::empty())?;
+    match umount(point, MntFlags::MNT_FORCE) {
+        Err(nix::Error::EBUSY) => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 /// What is mounted in this process's view.  Asks no file system.
@@ -215,6 +245,18 @@ pub fn unmount(point: &Path) -> io::Result<()> {
     if unsafe { ffi::unmount(point.as_ptr(), ffi::MNT_FORCE) } < 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(())
+}
+
+/// Also when it is busy: here whoever serves it has to be gone before.
+#[cfg(target_os = "openbsd")]
+pub fn unmount_unused(point: &Path) -> io::Result<()> {
+    unmount(point)
+}
+
+/// Nothing to do: there are no notifications, and a killed process ends.
+#[cfg(target_os = "openbsd")]
+pub fn abort(_point: &Path) -> io::Result<()> {
     Ok(())
 }
 

@@ -122,6 +122,24 @@ fn exec_result(pid: libc::pid_t, report: OwnedFd) -> io::Result<()> {
     Err(io::Error::from_raw_os_error(c_int::from_ne_bytes(errno)))
 }
 
+/// Whether the process has ended, be it that a thread of it has not and keeps
+/// the parent from learning of it.
+#[cfg(target_os = "linux")]
+pub fn is_zombie(pid: libc::pid_t) -> bool {
+    let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    // `PID (name) state ...`; the name may have anything in it.
+    let name_end = stat.iter().rposition(|b| *b == b')');
+    name_end.is_some_and(|at| stat.get(at..).is_some_and(|rest| rest.starts_with(b") Z")))
+}
+
+/// Here threads do not outlive their process.
+#[cfg(not(target_os = "linux"))]
+pub fn is_zombie(_pid: libc::pid_t) -> bool {
+    false
+}
+
 /// In a child: the channel to the parent, close-on-exec from now on.  To be
 /// called once, before anything else is opened.
 pub fn take_channel() -> io::Result<OwnedFd> {
@@ -140,4 +158,26 @@ pub fn take_channel() -> io::Result<OwnedFd> {
     let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
     fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(fd)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn zombie() {
+        let mut command = Command::new("cat");
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let pid = libc::pid_t::try_from(child.id()).unwrap();
+        assert!(!is_zombie(pid));
+        drop(child.stdin.take());
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !is_zombie(pid) {
+            assert!(std::time::Instant::now() < end);
+            std::thread::yield_now();
+        }
+        assert!(child.wait().unwrap().success());
+        assert!(!is_zombie(pid));
+    }
 }

@@ -256,6 +256,8 @@ fn checkpoint(store: &Store) -> bool {
         began.elapsed().as_millis()
     );
     store.publish(position);
+    // The overlay was large and in small pieces, and is gone now.
+    common::sys::malloc::trim();
     true
 }
 
