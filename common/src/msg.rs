@@ -222,6 +222,8 @@ pub enum FsOp {
         /// Ignore `offset`; apply chooses the end of the file.
         append: bool,
         kill_priv: bool,
+        /// The caller waits for Rep.
+        sync: bool,
     },
     /// Answered when all that this node has queued for the inode is applied.
     Fsync {

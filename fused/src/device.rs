@@ -468,13 +468,14 @@ impl Filesystem for Device {
 
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         inode: INodeNo,
         fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.ops.flush(ino(inode), Fh(fh.0), empty_reply(reply));
+        self.ops
+            .flush(cred(req), ino(inode), Fh(fh.0), empty_reply(reply));
     }
 
     fn release(

@@ -867,12 +867,18 @@ impl Ops {
             return reply(Err(Errno::EIO));
         }
         let append = write.flags & libc::O_APPEND != 0 && !write.mapped;
+        let asked = write.flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
         let op = FsOp::Write {
             ino,
             offset,
             len,
             append,
             kill_priv: write.kill_priv,
+            sync: asked
+                || lock(&self.state)
+                    .handles
+                    .get(write.fh)
+                    .is_some_and(|h| h.sync),
         };
         let mut state = lock(&self.state);
         let failed = match state.handles.take_error(write.fh) {
@@ -883,9 +889,8 @@ impl Ops {
             drop(state);
             return reply(Err(errno(e)));
         }
-        let sync = write.flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
         let handle = state.handles.get(write.fh);
-        let sync = append || sync || handle.is_some_and(|h| h.sync);
+        let sync = append || asked || handle.is_some_and(|h| h.sync);
         let direct = handle.is_some_and(|h| h.direct);
         let busy = state.inodes.get_or_new(ino).busy();
         let quick = write.data.len() <= SMALL || busy.quick > 0;
@@ -934,8 +939,17 @@ impl Ops {
 
     /// Answered when no change that this mount made to the inode is under way
     /// any more.
-    pub fn flush(&self, ino: InodeNo, fh: Fh, reply: Reply<()>) {
-        self.settle(ino, fh, Ok(()), reply);
+    pub fn flush(&self, cred: Cred, ino: InodeNo, fh: Fh, reply: Reply<()>) {
+        let pending = {
+            let mut state = lock(&self.state);
+            let busy = state.inodes.if_busy(ino);
+            busy.is_some_and(|busy| busy.pending.is_any())
+        };
+        match pending {
+            // raftd lets wait what nobody waits for.
+            true => self.fsync(cred, ino, fh, reply),
+            false => self.settle(ino, fh, Ok(()), reply),
+        }
     }
 
     fn settle(&self, ino: InodeNo, fh: Fh, result: Result<(), FsError>, reply: Reply<()>) {

@@ -24,7 +24,7 @@
 use crate::engine::Engine;
 use crate::fs::op::Op;
 use crate::fs::space;
-use crate::propose::Proposer;
+use crate::propose::{How, Proposer};
 use crate::raft::LogId;
 use bytes::Bytes;
 use common::fs::{NodeId, BLOCK};
@@ -52,8 +52,12 @@ const FOREVER: Duration = Duration::from_secs(365 * 86400);
 
 async fn propose(proposer: &Proposer, op: Op, limit: Duration) {
     let room = proposer.room(0).await;
-    let deadline = Instant::now() + limit;
-    proposer.propose(op, Bytes::new(), deadline, room, None, Box::new(|_, _| {}));
+    let how = How {
+        deadline: Instant::now() + limit,
+        from: None,
+        awaited: false,
+    };
+    proposer.propose(op, Bytes::new(), how, room, Box::new(|_, _| {}));
 }
 
 /// Tells the log what this node's disk can hold for the tree: what the tree

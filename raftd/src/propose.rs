@@ -61,6 +61,11 @@ const BATCH_OPS: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const SEND_TIMEOUT: Duration = Duration::from_secs(3);
+/// What nobody waits for waits for company so long, and for so much: one
+/// flush on every node then serves a write and the attributes set after it.
+const LAZY_MAX: Duration = Duration::from_millis(2);
+const LAZY_OPS: usize = 32;
+const LAZY_BYTES: usize = 64 << 10;
 /// How often deadlines are looked at, and the session is asked for.
 const TICK: Duration = Duration::from_millis(200);
 /// Before a leader that was lost is tried again.
@@ -74,6 +79,15 @@ const STALL_MAX: Duration = Duration::from_secs(64);
 /// Called once: when this node has applied the operation, with the index of
 /// its entry; or when it is given up, with index 0.
 pub type Done = Box<dyn FnOnce(u64, Outcome) + Send>;
+
+/// By when an operation is given up, for whom it is, and whether that one
+/// waits for it.
+#[derive(Clone, Copy)]
+pub struct How {
+    pub deadline: Instant,
+    pub from: Option<Attachment>,
+    pub awaited: bool,
+}
 
 /// A share of the window, given back when its operation is resolved.
 pub struct Room {
@@ -102,8 +116,12 @@ struct Window {
     resolved: u64,
     /// This node leads, and nothing is on another way.
     local: bool,
+    /// The task has a batch in its hands.
+    sending: bool,
     /// The seq that a Gap has asked for.
     gap: Option<u64>,
+    /// Since when something waits that nobody waits for.
+    lazy: Option<Instant>,
     /// Moves when `sent` goes back, so that a batch under way notices.
     rewinds: u64,
 }
@@ -140,6 +158,19 @@ impl Window {
         self.local = false;
         self.gap = None;
         self.rewinds += 1;
+    }
+
+    /// Whether what is not sent may wait for more of its kind.
+    fn is_lazy(&self) -> bool {
+        self.lazy.is_some_and(|since| since.elapsed() < LAZY_MAX)
+    }
+
+    /// Operations that are not sent, and their bytes, if these are few.
+    fn unsent(&self) -> (usize, usize) {
+        let skip = (self.sent + 1).saturating_sub(self.first) as usize;
+        let unsent = self.pending.len().saturating_sub(skip);
+        let bytes = self.pending.iter().rev().take(unsent.min(LAZY_OPS));
+        (unsent, bytes.map(|p| p.payload.len as usize).sum())
     }
 
     fn last(&self) -> u64 {
@@ -210,7 +241,9 @@ impl Proposer {
                 sent: 0,
                 resolved: 0,
                 local: false,
+                sending: false,
                 gap: None,
+                lazy: None,
                 rewinds: 0,
             }),
             wake: Notify::new(),
@@ -257,15 +290,7 @@ impl Proposer {
     }
 
     /// Queues an operation behind all queued before.
-    pub fn propose(
-        &self,
-        op: Op,
-        bytes: Bytes,
-        deadline: Instant,
-        room: Room,
-        from: Option<Attachment>,
-        done: Done,
-    ) {
+    pub fn propose(&self, op: Op, bytes: Bytes, how: How, room: Room, done: Done) {
         let payload = match bytes.is_empty() {
             true => Payload::none(),
             false => Payload::new(bytes),
@@ -274,29 +299,50 @@ impl Proposer {
         window.pending.push_back(Pending {
             op,
             payload,
-            deadline,
+            deadline: how.deadline,
             done: Some(done),
             room: Some(room),
-            from,
+            from: how.from,
         });
-        if !self.send_at_once(&mut window) {
-            self.wake.notify_one();
+        let (ops, bytes) = window.unsent();
+        if !how.awaited && ops < LAZY_OPS && bytes < LAZY_BYTES {
+            if window.lazy.is_none() {
+                window.lazy = Some(Instant::now());
+                // It looks after the delay.
+                self.wake.notify_one();
+            }
+            return;
+        }
+        self.send_now(&mut window);
+    }
+
+    /// Somebody waits for what was queued.
+    pub fn hurry(&self) {
+        let mut window = self.window();
+        if window.lazy.is_some() {
+            self.send_now(&mut window);
         }
     }
 
-    /// On the leader, when all before it has been sent, the newest goes to
-    /// openraft without a switch to the task.  The lock keeps the order; if
-    /// this node leads no longer, the task will see that, and rewind.
-    fn send_at_once(&self, window: &mut Window) -> bool {
-        if !window.local || window.sent + 1 != window.last() {
-            return false;
+    /// On the leader what is not sent goes to openraft without a switch to the
+    /// task, unless that is in the middle of a batch.  The lock keeps the
+    /// order; if this node leads no longer, the task will see that, and rewind.
+    fn send_now(&self, window: &mut Window) {
+        window.lazy = None;
+        let batch = match window.local && !window.sending {
+            true => window.batch(),
+            false => Vec::new(),
+        };
+        let last = batch.last().and_then(|p| p.origin).map(|o| o.seq);
+        match last {
+            Some(seq) if take(&self.raft, batch).now_or_never() == Some(true) => {
+                window.sent = seq;
+                if seq < window.last() {
+                    self.wake.notify_one();
+                }
+            }
+            _ => self.wake.notify_one(),
         }
-        let batch = window.batch();
-        let sent = !batch.is_empty() && take(&self.raft, batch).now_or_never() == Some(true);
-        if sent {
-            window.sent += 1;
-        }
-        sent
     }
 
     /// The fused of this node that asked for the entry and waits for it.
@@ -381,9 +427,15 @@ impl Proposer {
                     route = Route::None;
                     sleep(RETRY).await;
                 }
-                _ = sleep(TICK) => {}
+                _ = sleep(self.pause()) => {}
             }
         }
+    }
+
+    /// Until the task must look again.
+    fn pause(&self) -> Duration {
+        let lazy = self.window().lazy;
+        lazy.map_or(TICK, |since| LAZY_MAX.saturating_sub(since.elapsed()))
     }
 
     /// Gives up what has outlived its deadline; its seq stays.
@@ -442,9 +494,16 @@ impl Proposer {
             return Ok(false);
         }
         let (mut batch, rewinds) = {
-            let window = self.window();
-            (window.batch(), window.rewinds)
+            let mut window = self.window();
+            if window.is_lazy() {
+                return Ok(false);
+            }
+            window.lazy = None;
+            let batch = window.batch();
+            window.sending = !batch.is_empty();
+            (batch, window.rewinds)
         };
+        let _sending = Sending(self);
         let mut last = batch.last().and_then(|p| p.origin).map(|o| o.seq);
         if self.session().is_none() {
             if asked.is_some_and(|at: Instant| at.elapsed() < 5 * TICK) {
@@ -499,6 +558,15 @@ async fn refused(route: &mut Route) {
             let _ = conn.reader.read().await;
         }
         _ => std::future::pending().await,
+    }
+}
+
+/// While it lives, the task has a batch in its hands.
+struct Sending<'a>(&'a Proposer);
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.0.window().sending = false;
     }
 }
 

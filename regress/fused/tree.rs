@@ -475,6 +475,7 @@ impl Tree {
             len: data.len() as u32,
             append: false,
             kill_priv: false,
+            sync: false,
         };
         self.elsewhere(op, data, quietly);
     }

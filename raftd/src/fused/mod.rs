@@ -25,7 +25,7 @@ mod request;
 use crate::barrier::Barrier;
 use crate::fs::op::Op;
 use crate::fs::{dirent, inode, Change};
-use crate::propose::Proposer;
+use crate::propose::{How, Proposer};
 use crate::store::state_machine::Applied;
 use crate::store::Store;
 use bytes::Bytes;
@@ -290,11 +290,14 @@ impl Mounts {
                     break;
                 }
                 let room = self.proposer.room(0).await;
-                let deadline = Instant::now() + RELEASE_TIMEOUT;
+                let how = How {
+                    deadline: Instant::now() + RELEASE_TIMEOUT,
+                    from: None,
+                    awaited: false,
+                };
                 let op = Op::Release { inodes };
                 let done = Box::new(|_, _| {});
-                self.proposer
-                    .propose(op, Bytes::new(), deadline, room, None, done);
+                self.proposer.propose(op, Bytes::new(), how, room, done);
             }
         }
     }
@@ -364,6 +367,7 @@ impl Mounts {
         let Some((mut resolved, last)) = wait else {
             return Ok(());
         };
+        self.proposer.hurry();
         let wait = resolved.wait_for(|&r| r >= last);
         let waited = tokio::time::timeout_at(deadline.into(), wait).await;
         // The sender is gone when the last one is resolved.

@@ -23,7 +23,7 @@ use super::{locked, preview, Fused};
 use crate::fs::inode::{Contents, ReadError};
 use crate::fs::op::{Check, Op, RenameHow, WriteAt};
 use crate::fs::{dirent, inode, space, Outcome, Reply};
-use crate::propose::Room;
+use crate::propose::{self, Room};
 use bytes::Bytes;
 use common::fatal;
 use common::fs::{Attr, Cookie, Cred, FsError, InodeNo, ReqId, SetAttr, IO_MAX};
@@ -57,6 +57,8 @@ pub(super) struct TreeChange {
     deadline: Instant,
     /// Its result is a file that is open then.
     opens: bool,
+    /// Its caller waits for it.
+    awaited: bool,
     /// The inode that counts it as queued.
     queued: Option<InodeNo>,
 }
@@ -396,7 +398,7 @@ impl Fused {
                 fused.reply(id, index, Err(e));
             }
         };
-        self.propose(op, Bytes::new(), deadline, room, done);
+        self.propose(op, Bytes::new(), deadline, true, room, done);
     }
 
     fn reply_opened(&self, id: ReqId, index: u64, attr: Attr) {
@@ -471,6 +473,7 @@ impl Fused {
             return self.reply(id, 0, Err(FsError::NoQuorum));
         }
         let opens = matches!(op, FsOp::Create { .. });
+        let sync = matches!(op, FsOp::Write { sync, append, .. } if sync || append);
         let op = match self.to_log(cred, op) {
             Ok(op) => op,
             Err(e) => return self.reply(id, 0, Err(e)),
@@ -482,6 +485,7 @@ impl Fused {
             bulk,
             deadline: how.deadline,
             opens,
+            awaited: sync || queued.is_none(),
             queued,
         };
         let mut backlog = locked(&self.backlog);
@@ -596,6 +600,7 @@ impl Fused {
             bulk,
             deadline,
             opens,
+            awaited,
             queued,
         } = change;
         let done = move |index, outcome| {
@@ -604,7 +609,7 @@ impl Fused {
             }
             fused.resolved(id, index, outcome, opens);
         };
-        self.propose(op, bulk, deadline, room, done);
+        self.propose(op, bulk, deadline, awaited, room, done);
     }
 
     fn propose(
@@ -612,12 +617,17 @@ impl Fused {
         op: Op,
         bulk: Bytes,
         deadline: Instant,
+        awaited: bool,
         room: Room,
         done: impl FnOnce(u64, Outcome) + Send + 'static,
     ) {
-        let from = Some(self.attachment);
+        let how = propose::How {
+            deadline,
+            from: Some(self.attachment),
+            awaited,
+        };
         let proposer = &self.mounts.proposer;
-        proposer.propose(op, bulk, deadline, room, from, Box::new(done));
+        proposer.propose(op, bulk, how, room, Box::new(done));
     }
 
     fn resolved(&self, id: ReqId, index: u64, outcome: Outcome, opens: bool) {
