@@ -298,8 +298,15 @@ fn join(msg: &mut PeerMsg, mut bytes: Bytes) -> io::Result<()> {
         if len > bytes.len() {
             return Err(bad("frame: payload missing"));
         }
+        let own = bytes.split_to(len);
+        // The log keeps it for a while, and with it all of the buffer that
+        // it is a part of: a small one is cheaper to copy.
+        let own = match len <= COALESCE_MAX {
+            true => Bytes::copy_from_slice(&own),
+            false => own,
+        };
         // Also of no bytes: the checksum must be theirs.
-        payload.join(bytes.split_to(len))?;
+        payload.join(own)?;
     }
     match bytes.is_empty() {
         true => Ok(()),
