@@ -187,18 +187,16 @@ fn create_as(parent: InodeNo, name: &str, mode: u32, cred: Cred) -> Op {
         name: name.into(),
         mode: S_IFREG | mode,
         excl: true,
-        truncate: false,
         cred,
     }
 }
 
-fn open_or_create(parent: InodeNo, name: &str, truncate: bool, cred: Cred) -> Op {
+fn open_or_create(parent: InodeNo, name: &str, cred: Cred) -> Op {
     Op::Create {
         parent,
         name: name.into(),
         mode: S_IFREG | 0o644,
         excl: false,
-        truncate,
         cred,
     }
 }
@@ -350,8 +348,7 @@ fn refusals() {
     let table = [
         (create(ROOT, "f"), Exists),
         (create(ROOT, "d"), Exists),
-        (open_or_create(ROOT, "d", false, USER), IsDir),
-        (open_or_create(ROOT, "f", true, OTHER), NoPermission),
+        (open_or_create(ROOT, "d", USER), IsDir),
         (create(f, "x"), NotDir),
         (create(none, "x"), Stale),
         (create(ROOT, &long), NameTooLong),
@@ -457,21 +454,17 @@ fn create_and_find() {
 
     t.write(f, 0, 100).0.unwrap();
     let version = t.attr(f).data_version;
-    let found = t.op(open_or_create(ROOT, &long, false, OTHER));
+    let found = t.op(open_or_create(ROOT, &long, OTHER));
     let attr = t.attr(f);
     assert_eq!(attr.size, 100);
     let created = false;
     assert_eq!(found, Ok(Reply::Entry { attr, created }));
-    t.op(setattr(f, chmod(0o6755))).unwrap();
-    let (found, effects) = t.full(open_or_create(ROOT, &long, true, USER), Payload::none());
-    let attr = attr_of(found);
-    assert_eq!((attr.size, attr.mode), (0, S_IFREG | 0o755));
-    assert!(attr.data_version > version);
-    let data = Some(0);
-    assert_eq!(effects.changes, [Change::Inode { ino: f, data }]);
+    let (found, effects) = t.full(open_or_create(ROOT, &long, USER), Payload::none());
+    assert_eq!(attr_of(found).data_version, version);
+    assert_eq!(effects.changes, []);
 
     let l = t.make(symlink(ROOT, "l", "target"));
-    let found = t.op(open_or_create(ROOT, "l", true, USER));
+    let found = t.op(open_or_create(ROOT, "l", USER));
     assert_eq!(attr_of(found).ino, l);
     assert_eq!(inode::readlink(&t.meta.read(), l).unwrap(), b"target");
     assert_eq!(t.attr(l).size, 6);
@@ -1500,7 +1493,6 @@ impl Script {
                 name,
                 mode,
                 excl: self.rng.flip(),
-                truncate: self.rng.flip(),
                 cred,
             },
             7 => Op::Mknod {

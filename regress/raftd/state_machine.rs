@@ -286,7 +286,6 @@ fn create(name: &str) -> Op {
         name: name.into(),
         mode: S_IFREG | 0o644,
         excl: false,
-        truncate: false,
         cred: SUPER,
     }
 }

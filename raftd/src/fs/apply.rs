@@ -177,9 +177,8 @@ impl Apply<'_, '_> {
                 name,
                 mode,
                 excl,
-                truncate,
                 cred,
-            } => self.create(*parent, name, *mode, *excl, *truncate, *cred),
+            } => self.create(*parent, name, *mode, *excl, *cred),
             Op::Mknod {
                 parent,
                 name,
@@ -258,7 +257,6 @@ impl Apply<'_, '_> {
         name: &[u8],
         mode: u32,
         excl: bool,
-        truncate: bool,
         cred: Cred,
     ) -> Result<Reply, ReadError> {
         check_name(name)?;
@@ -272,34 +270,16 @@ impl Apply<'_, '_> {
         match dirent::find(self.tx, parent, name)? {
             None => self.make(parent, dir, name, new),
             Some(_) if excl => Err(FsError::Exists.into()),
-            Some(entry) => self.create_found(entry.ino, truncate, cred),
+            Some(entry) => self.create_found(entry.ino),
         }
     }
 
-    /// Create without O_EXCL came upon something: what open(2) would do.
-    fn create_found(
-        &mut self,
-        ino: InodeNo,
-        truncate: bool,
-        cred: Cred,
-    ) -> Result<Reply, ReadError> {
-        let mut inode = inode::linked(self.tx, ino)?;
+    /// Create without O_EXCL came upon something, which stays as it is: nobody
+    /// has asked yet whether the caller may open it.
+    fn create_found(&mut self, ino: InodeNo) -> Result<Reply, ReadError> {
+        let inode = inode::linked(self.tx, ino)?;
         if inode.is_dir() {
             return Err(FsError::IsDir.into());
-        }
-        if truncate && inode::is_regular(inode.mode) {
-            // The kernel saw no file, so it has not judged this.
-            if !may_write(&inode, cred) {
-                return Err(FsError::NoPermission.into());
-            }
-            let data = self.resize(ino, &mut inode, 0)?;
-            if cred.uid != 0 {
-                inode.kill_priv();
-            }
-            inode.mtime = self.time;
-            inode.ctime = self.time;
-            inode::put(self.tx, ino, &inode)?;
-            self.changed(ino, data);
         }
         Ok(Reply::Entry {
             attr: inode.attr(ino),

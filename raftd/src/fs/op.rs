@@ -66,8 +66,6 @@ pub enum Op {
         /// Permissions and S_IFREG, umask applied.
         mode: u32,
         excl: bool,
-        /// Truncate the file if it exists.
-        truncate: bool,
         cred: Cred,
     },
     Mknod {

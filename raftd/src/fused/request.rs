@@ -669,7 +669,6 @@ impl Fused {
                 name,
                 mode,
                 excl,
-                truncate: false,
                 cred,
             },
             FsOp::Mknod {
