@@ -15,8 +15,11 @@
 //! The read barrier: a point in the log such that whoever has applied it sees
 //! all that any node was told is done.  raftd only.
 //!
-//! The leader knows the point while its lease holds.  A follower asks it, with
-//! one question in flight that serves all who came before it was sent.
+//! The leader knows the point while its lease holds: whatever another node has
+//! answered its callers by the leader has told it before, so that it is enough
+//! to remember the highest commit index that any peer was told.  A follower asks
+//! the leader, with one question in flight that serves all who came before it
+//! was sent.
 
 use crate::peer::frame::{Conn, PeerMsg};
 use crate::peer::Peers;
@@ -24,6 +27,7 @@ use crate::raft::{Raft, LEASE};
 use common::fs::FsError;
 use common::{log_debug, sys};
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::async_runtime::Instant as _;
 use openraft::ReadPolicy;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -34,6 +38,10 @@ use tokio::time::{timeout, timeout_at};
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 /// Before a question that failed is asked again.
 const RETRY: Duration = Duration::from_millis(50);
+/// So long before its end a lease is not trusted without openraft's own word:
+/// it counts from when a request was made, which may be some time before that
+/// was sent.
+const LEASE_SLACK: Duration = Duration::from_millis(100);
 /// A suspend shorter than this cannot have cost the lease.
 const SUSPEND_MIN: Duration = Duration::from_millis(50);
 
@@ -42,6 +50,7 @@ type Waiter = oneshot::Sender<u64>;
 #[derive(Clone)]
 pub struct Barrier {
     raft: Raft,
+    peers: Arc<Peers>,
     /// Highest index applied on this node.
     applied: watch::Receiver<u64>,
     questions: mpsc::UnboundedSender<Waiter>,
@@ -51,9 +60,10 @@ impl Barrier {
     /// Starts the task that asks.
     pub fn start(raft: Raft, peers: Arc<Peers>, applied: watch::Receiver<u64>) -> Barrier {
         let (questions, waiters) = mpsc::unbounded_channel();
-        tokio::spawn(ask(raft.clone(), peers, waiters));
+        tokio::spawn(ask(raft.clone(), peers.clone(), waiters));
         Barrier {
             raft,
+            peers,
             applied,
             questions,
         }
@@ -63,7 +73,7 @@ impl Barrier {
     /// before the call.
     pub async fn wait(&self, deadline: Instant) -> Result<(), FsError> {
         let index = match self.raft.is_leader() {
-            true => read_index(&self.raft).await,
+            true => read_index(&self.raft, &self.peers).await,
             false => None,
         };
         let index = match index {
@@ -135,7 +145,7 @@ async fn question(raft: &Raft, peers: &Peers, conn: &mut Option<Conn>) -> io::Re
         return Ok(None);
     };
     if leader == peers.me.node {
-        return Ok(read_index(raft).await);
+        return Ok(read_index(raft, peers).await);
     }
     let mut to = match conn.take() {
         Some(to) if to.peer == leader => to,
@@ -160,8 +170,12 @@ async fn question(raft: &Raft, peers: &Peers, conn: &mut Option<Conn>) -> io::Re
 
 /// On the leader: up to where a read that comes now must wait; None when it
 /// does not lead, or cannot prove that it does.
-pub async fn read_index(raft: &Raft) -> Option<u64> {
-    let policy = match suspended() {
+pub async fn read_index(raft: &Raft, peers: &Peers) -> Option<u64> {
+    let suspended_before = suspended();
+    if !suspended_before && is_leased(raft) && !peers.is_handing_over() {
+        return Some(peers.told());
+    }
+    let policy = match suspended_before {
         false => ReadPolicy::LeaseRead,
         true => ReadPolicy::ReadIndex,
     };
@@ -172,6 +186,18 @@ pub async fn read_index(raft: &Raft) -> Option<u64> {
         Ok(Ok((id, _))) => Some(id.index()),
         _ => None,
     }
+}
+
+/// Whether this node leads, for some time yet, and has applied all that was
+/// committed before it began to.
+fn is_leased(raft: &Raft) -> bool {
+    let m = raft.metrics();
+    let m = m.borrow_watched();
+    let applied = m.last_applied.map(|id| id.leader_id.term);
+    let acked = m.last_quorum_acked.map(|at| at.elapsed());
+    m.state.is_leader()
+        && applied == Some(m.current_term)
+        && acked.is_some_and(|ago| ago < LEASE - LEASE_SLACK)
 }
 
 /// Whether the machine slept less than a lease ago.  openraft measures its

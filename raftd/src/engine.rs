@@ -238,7 +238,10 @@ impl Engine {
         let Some(to) = best else {
             return;
         };
+        // The other one need not wait until this lease is over.
+        self.peers.hand_over(true);
         if self.raft.trigger().transfer_leader(to).await.is_err() {
+            self.peers.hand_over(false);
             return;
         }
         let mut metrics = self.raft.server_metrics();

@@ -33,7 +33,11 @@ use tokio::net::UnixListener;
 
 /// Backing files open at a time, those passed on, peers, and some more.
 const NOFILE: u64 = 4096;
-const WORKERS_MIN: usize = 2;
+/// Threads of the runtime, one for so many processors.  What it does are many
+/// small steps that follow each other, and a step that goes over to another
+/// thread costs more than most of them do; the flushes, the lanes of fused and
+/// large copies have threads of their own.
+const CPUS_PER_WORKER: usize = 2;
 const WORKERS_MAX: usize = 4;
 
 fn main() {
@@ -55,9 +59,9 @@ fn main() {
     pledge();
 
     let store = open_store(&startup);
-    let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, |n| n.get());
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers.clamp(WORKERS_MIN, WORKERS_MAX))
+        .worker_threads((cpus / CPUS_PER_WORKER).clamp(1, WORKERS_MAX))
         .enable_all()
         .build();
     match runtime {

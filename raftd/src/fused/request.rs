@@ -28,7 +28,9 @@ use bytes::Bytes;
 use common::fatal;
 use common::fs::{Attr, Cookie, Cred, FsError, InodeNo, ReqId, SetAttr, IO_MAX};
 use common::msg::{FsOp, FsRep, Lane, RaftdToFused};
+use futures_util::FutureExt;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
@@ -79,6 +81,14 @@ fn check(cred: Cred) -> Check {
     }
 }
 
+/// Does on this thread what need not wait, and the rest in a task.
+fn begin(work: impl Future<Output = ()> + Send + 'static) {
+    let mut work = Box::pin(work);
+    if work.as_mut().now_or_never().is_none() {
+        tokio::spawn(work);
+    }
+}
+
 impl Fused {
     pub(super) fn request(
         self: &Arc<Self>,
@@ -115,8 +125,7 @@ impl Fused {
                 self.reply(id, self.applied(), Ok(FsRep::Done));
             }
             FsOp::Open { .. } | FsOp::Fsync { .. } => {
-                let fused = self.clone();
-                tokio::spawn(async move { fused.wait_for(id, cred, op, deadline).await });
+                begin(self.clone().wait_for(id, cred, op, deadline));
             }
             FsOp::Lookup { .. }
             | FsOp::Getattr { .. }
@@ -145,7 +154,7 @@ impl Fused {
             None => self.answer(id, index, op, deadline),
             Some(ino) => {
                 let fused = self.clone();
-                tokio::spawn(async move {
+                begin(async move {
                     match fused.mounts.settled(ino, deadline).await {
                         Ok(()) => {
                             let index = fused.applied();
@@ -204,7 +213,7 @@ impl Fused {
     /// of its own, gets only to names that are found.
     fn look_again(self: &Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
         let fused = self.clone();
-        tokio::spawn(async move {
+        begin(async move {
             let waited = match *fused.mounts.quorum.borrow() {
                 true => Ok(()),
                 false => Err(FsError::NoQuorum),

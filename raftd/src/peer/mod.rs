@@ -26,14 +26,20 @@ use frame::{Conn, Identity, PeerMsg};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 /// Where the other nodes are, and how they do.
 pub struct Peers {
     pub me: Identity,
     table: Mutex<HashMap<NodeId, Peer>>,
+    /// Highest commit index that a peer was told by this node as leader.
+    told: AtomicU64,
+    /// This node gives its leadership away: its lease proves nothing now.
+    handing_over: AtomicBool,
 }
 
 struct Peer {
@@ -44,6 +50,38 @@ struct Peer {
     since: Instant,
     /// The last index of its log, as it told.
     last_index: u64,
+    waits: Arc<Waits>,
+}
+
+/// Whether a peer waits to hear what is committed.
+#[derive(Default)]
+pub struct Waits {
+    since: Mutex<Option<Instant>>,
+    wake: Notify,
+}
+
+impl Waits {
+    /// It means to read: what was committed by now.
+    pub fn reads(&self) {
+        self.wake.notify_one();
+    }
+
+    /// It has proposed something, and its callers wait.
+    pub fn proposes(&self) {
+        *self.since.lock().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
+        self.wake.notify_one();
+    }
+
+    /// Whether it did that a moment ago.
+    pub fn has_proposed(&self) -> bool {
+        let since = *self.since.lock().unwrap_or_else(|e| e.into_inner());
+        since.is_some_and(|at| at.elapsed() < PROPOSES_FOR)
+    }
+
+    /// Until it waits.
+    pub async fn begun(&self) {
+        self.wake.notified().await;
+    }
 }
 
 /// How one peer does, as dfsctl shows it.
@@ -55,12 +93,16 @@ pub struct PeerView {
 }
 
 const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// Who has proposed something is likely to go on.
+const PROPOSES_FOR: Duration = Duration::from_millis(200);
 
 impl Peers {
     pub fn new(me: Identity, nodes: &[common::conf::Peer]) -> Arc<Peers> {
         let peers = Peers {
             me,
             table: Mutex::new(HashMap::new()),
+            told: AtomicU64::new(0),
+            handing_over: AtomicBool::new(false),
         };
         peers.reconf(nodes);
         Arc::new(peers)
@@ -81,6 +123,7 @@ impl Peers {
                 needs_resync: false,
                 since: Instant::now(),
                 last_index: 0,
+                waits: Arc::default(),
             });
             peer.addr = node.addr;
             peer.descr = node.descr.clone();
@@ -98,6 +141,30 @@ impl Peers {
             since: p.since.elapsed(),
             last_index: p.last_index,
         })
+    }
+
+    pub fn waits(&self, id: NodeId) -> Arc<Waits> {
+        let table = self.table();
+        let waits = table.get(&id).map(|p| p.waits.clone());
+        waits.unwrap_or_default()
+    }
+
+    /// Before a peer is told of a commit index: from then on it may answer its
+    /// callers by it.
+    pub fn tell(&self, commit: u64) {
+        self.told.fetch_max(commit, Ordering::SeqCst);
+    }
+
+    pub fn told(&self) -> u64 {
+        self.told.load(Ordering::SeqCst)
+    }
+
+    pub fn hand_over(&self, now: bool) {
+        self.handing_over.store(now, Ordering::SeqCst);
+    }
+
+    pub fn is_handing_over(&self) -> bool {
+        self.handing_over.load(Ordering::SeqCst)
     }
 
     /// A connection to that node, whose identity is checked.

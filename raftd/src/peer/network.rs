@@ -16,7 +16,7 @@
 //! traits over connections of frame.rs.  raftd only.
 
 use super::frame::{Conn, PeerMsg};
-use super::Peers;
+use super::{Peers, Waits};
 use crate::payload::Payload;
 use crate::raft::{EntryPayload, PeerNode, SnapshotData, TypeConfig, Vote};
 use common::fs::NodeId;
@@ -33,14 +33,17 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::timeout;
+use std::time::{Duration, Instant};
+use tokio::time::{sleep_until, timeout};
 
 /// Requests and payload bytes under way to one peer: enough to fill a long
 /// link, little enough that a slow peer costs no memory.
 const INFLIGHT_MAX: usize = 64;
 const INFLIGHT_BYTES: usize = 8 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// The news that something is committed, and nothing else, waits so long for
+/// entries to go with: most of the messages of one writer would be such.
+const COMMIT_MAX: Duration = Duration::from_millis(5);
 /// A peer that leaves a batch unanswered for so long is taken for cut off.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -74,6 +77,7 @@ pub struct Network {
     conn: Option<Conn>,
 }
 
+type Append = AppendEntriesRequest<TypeConfig>;
 type RpcError = RPCError<TypeConfig>;
 type AppendResults<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>;
 
@@ -117,19 +121,23 @@ struct Appends<'s, S> {
     net: &'s mut Network,
     conn: Conn,
     input: Option<S>,
+    /// A request without entries, and until when it may wait for one with
+    /// some, which then tells all that it would.
+    held: Option<(Append, Instant)>,
+    waits: Arc<Waits>,
     /// Payload bytes of each request without an answer.
     inflight: VecDeque<usize>,
     bytes: usize,
 }
 
-impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appends<'_, S> {
+impl<S: Stream<Item = Append> + Unpin> Appends<'_, S> {
     /// The next answer; sends on while there is room.  None when all is
     /// answered and the input has ended.
     async fn next(&mut self) -> Option<Result<StreamAppendResult<TypeConfig>, RpcError>> {
         loop {
             let room = self.inflight.len() < INFLIGHT_MAX && self.bytes < INFLIGHT_BYTES;
             let waiting = !self.inflight.is_empty();
-            if self.input.is_none() && !waiting {
+            if self.input.is_none() && !waiting && self.held.is_none() {
                 return None;
             }
             tokio::select! {
@@ -138,26 +146,56 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appends<'_, S> 
                     let rep = rep.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
                     return Some(self.answered(rep));
                 }
-                req = next_of(&mut self.input), if self.input.is_some() && room => match req {
-                    Some(req) => if let Err(e) = self.send(req).await {
-                        self.input = None;
-                        self.inflight.clear();
-                        return Some(Err(lost(e)));
-                    },
-                    None => self.input = None,
-                },
+                req = next_of(&mut self.input), if self.input.is_some() && room => {
+                    let now = self.hold(req);
+                    if let Some(Err(e)) = self.send(now).await {
+                        return Some(Err(self.fail(e)));
+                    }
+                }
+                () = held_back(&self.held, &self.waits), if self.held.is_some() => {
+                    let now = self.held.take().map(|(req, _)| req);
+                    if let Some(Err(e)) = self.send(now).await {
+                        return Some(Err(self.fail(e)));
+                    }
+                }
             }
         }
     }
 
-    async fn send(&mut self, req: AppendEntriesRequest<TypeConfig>) -> io::Result<()> {
+    /// What is to be sent now that the input has given this.  A request that
+    /// was held is part of the next one: openraft takes the answer to that for
+    /// an answer to both.
+    fn hold(&mut self, req: Option<Append>) -> Option<Append> {
+        let held = self.held.take();
+        match req {
+            Some(req) if req.entries.is_empty() && !self.waits.has_proposed() => {
+                self.held = Some((req, Instant::now() + COMMIT_MAX));
+                None
+            }
+            Some(req) => Some(req),
+            None => {
+                self.input = None;
+                held.map(|(req, _)| req)
+            }
+        }
+    }
+
+    fn fail(&mut self, e: io::Error) -> RpcError {
+        self.input = None;
+        self.held = None;
+        self.inflight.clear();
+        lost(e)
+    }
+
+    async fn send(&mut self, req: Option<Append>) -> Option<io::Result<()>> {
+        let req = req?;
         let bytes = payload_bytes(&req);
         self.inflight.push_back(bytes);
         self.bytes += bytes;
+        self.net.peers.tell(commit_of(&req));
         let write = self.conn.writer.write(PeerMsg::Append(req));
-        timeout(APPEND_TIMEOUT, write)
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        let written = timeout(APPEND_TIMEOUT, write).await;
+        Some(written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())))
     }
 
     fn answered(
@@ -176,16 +214,22 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appends<'_, S> 
                 if rep.is_err() {
                     // openraft reads no further, and the peer closes.
                     self.input = None;
+                    self.held = None;
                     self.inflight.clear();
                 }
                 Ok(rep)
             }
-            Err(e) => {
-                self.input = None;
-                self.inflight.clear();
-                Err(lost(e))
-            }
+            Err(e) => Err(self.fail(e)),
         }
+    }
+}
+
+/// Until what is held has waited long enough, or the peer waits for it.
+async fn held_back(held: &Option<(Append, Instant)>, waits: &Waits) {
+    let until = held.as_ref().map_or_else(Instant::now, |(_, until)| *until);
+    tokio::select! {
+        () = sleep_until(until.into()) => {}
+        () = waits.begun() => {}
     }
 }
 
@@ -196,7 +240,11 @@ async fn next_of<S: Stream + Unpin>(input: &mut Option<S>) -> Option<S::Item> {
     }
 }
 
-fn payload_bytes(req: &AppendEntriesRequest<TypeConfig>) -> usize {
+fn commit_of(req: &Append) -> u64 {
+    req.leader_commit.map_or(0, |id| id.index)
+}
+
+fn payload_bytes(req: &Append) -> usize {
     let of = |p: &Payload| p.len as usize;
     req.entries
         .iter()
@@ -212,9 +260,10 @@ impl RaftNetworkV2<TypeConfig> for Network {
 
     async fn append_entries(
         &mut self,
-        rpc: AppendEntriesRequest<TypeConfig>,
+        rpc: Append,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        self.peers.tell(commit_of(&rpc));
         match self.call(PeerMsg::Append(rpc), APPEND_TIMEOUT).await? {
             PeerMsg::AppendRep(Ok(_)) => Ok(AppendEntriesResponse::Success),
             PeerMsg::AppendRep(Err(openraft::raft::StreamAppendError::HigherVote(vote))) => {
@@ -231,14 +280,17 @@ impl RaftNetworkV2<TypeConfig> for Network {
         _option: RPCOption,
     ) -> Pin<Box<dyn Future<Output = Result<AppendResults<'s>, RpcError>> + Send + 's>>
     where
-        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+        S: Stream<Item = Append> + Send + Unpin + 'static,
     {
         Box::pin(async move {
             let conn = self.take_conn().await?;
+            let waits = self.peers.waits(self.target);
             let appends = Appends {
                 net: self,
                 conn,
                 input: Some(input),
+                held: None,
+                waits,
                 inflight: VecDeque::new(),
                 bytes: 0,
             };

@@ -140,11 +140,13 @@ impl Server {
                     self.reply(PeerMsg::TransferLeaderRep(rep)).await?;
                 }
                 PeerMsg::ReadIndex => {
-                    let index = barrier::read_index(&self.raft).await;
+                    let index = barrier::read_index(&self.raft, &self.peers).await;
+                    self.peers.waits(self.peer).reads();
                     self.reply(PeerMsg::ReadIndexRep(index)).await?;
                 }
                 PeerMsg::Propose(batch) => {
                     check_proposals(&batch)?;
+                    self.peers.waits(self.peer).proposes();
                     if !propose::take(&self.raft, batch).await {
                         return self.reply(PeerMsg::NotLeader).await;
                     }
