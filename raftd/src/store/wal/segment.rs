@@ -30,13 +30,21 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SEGMENT_MAGIC: &[u8; 8] = b"dfsdwal1";
-/// Spares that the pool keeps ready.
-const SPARES: usize = 2;
-/// Spares beyond this number are removed.
-const SPARES_MAX: usize = 4;
+/// Spares that the pool keeps ready at any time.
+const SPARES_MIN: usize = 2;
+/// Spares that it comes to with time: what a stream of writes needs until the
+/// first segments come back.  One that is made in the middle of it costs the
+/// disk as much as what is then written to it.
+const SPARES: usize = 6;
+/// They take no more of the disk than this part.
+const SPARES_SHARE: u64 = 32;
+/// Free files are removed beyond so many spares more.
+const SPARES_OVER: usize = 2;
+/// Between two spares that are not needed yet.
+const LEISURE: Duration = Duration::from_secs(10);
 /// Between attempts to make a spare on a full disk.
 const RETRY: Duration = Duration::from_secs(1);
 /// A file in the making; no segment yet.
@@ -140,6 +148,8 @@ pub(super) struct Pool {
     size: u64,
     spares: Mutex<Spares>,
     changed: Condvar,
+    /// How many spares it shall come to.
+    wanted: usize,
 }
 
 #[derive(Default)]
@@ -168,6 +178,7 @@ impl Pool {
             size,
             spares: Mutex::new(Spares::default()),
             changed: Condvar::new(),
+            wanted: wanted(dir, size)?,
         }))
     }
 
@@ -280,23 +291,39 @@ impl Pool {
     /// The thread that makes spares.
     pub fn run(self: Arc<Pool>, counters: &Counters) {
         loop {
-            let mut spares = lock(&self.spares);
-            while !spares.closed && !spares.has_work() {
-                spares = self
-                    .changed
-                    .wait(spares)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
-            if spares.closed {
+            if !self.wait_for_work() {
                 return;
             }
-            drop(spares);
             let made = self.prepare();
             counters.no_room.store(made.is_err(), Ordering::Relaxed);
             if let Err(err) = made {
                 self.wait_for_room(&err);
             }
         }
+    }
+
+    /// False when the pool is closed.
+    fn wait_for_work(&self) -> bool {
+        let leisure = Instant::now() + LEISURE;
+        let mut spares = lock(&self.spares);
+        while !spares.closed && !spares.has_work() {
+            let left = leisure.saturating_duration_since(Instant::now());
+            let more = spares.ready.len() < self.wanted;
+            if more && left.is_zero() {
+                break;
+            }
+            spares = match more {
+                true => {
+                    let woken = self.changed.wait_timeout(spares, left);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+                false => {
+                    let woken = self.changed.wait(spares);
+                    woken.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
+        }
+        !spares.closed
     }
 
     pub fn ready(&self) -> usize {
@@ -328,7 +355,7 @@ impl Pool {
         let mut spares = lock(&self.spares);
         let id = SegmentId(spares.next);
         let free = spares.free.pop_front();
-        let many = spares.ready.len() >= SPARES_MAX;
+        let many = spares.ready.len() >= self.wanted + SPARES_OVER;
         drop(spares);
         let made = match free {
             Some(old) if many => return self.remove(old),
@@ -418,8 +445,18 @@ impl Pool {
 
 impl Spares {
     fn has_work(&self) -> bool {
-        self.ready.len() < SPARES || !self.free.is_empty()
+        self.ready.len() < SPARES_MIN || !self.free.is_empty()
     }
+}
+
+/// How many spares the disk has room for.
+fn wanted(dir: &Path, size: u64) -> io::Result<usize> {
+    let st = nix::sys::statvfs::statvfs(dir)?;
+    // The widths of these differ between systems.
+    #[allow(clippy::unnecessary_cast)]
+    let disk = (st.blocks() as u64).saturating_mul(st.fragment_size() as u64);
+    let share = usize::try_from(disk / SPARES_SHARE / size.max(1)).unwrap_or(SPARES);
+    Ok(share.clamp(SPARES_MIN, SPARES))
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
