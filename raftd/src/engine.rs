@@ -46,6 +46,10 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// A quorum counts as lost after so long; an election is over much sooner,
 /// and must not cost anybody an error.
 const LOST_AFTER: Duration = Duration::from_secs(10);
+/// A new node looks so often whether it has met all its peers, and says after
+/// some time that it has not.
+const UNMET_POLL: Duration = Duration::from_millis(50);
+const UNMET_AFTER: Duration = Duration::from_secs(3);
 const SHOW_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a leader that stops to see another one take over.
 const HANDOVER: Duration = Duration::from_secs(2);
@@ -77,6 +81,7 @@ impl Engine {
         let me = Identity {
             cluster: conf.cluster.clone(),
             node: conf.node,
+            store: store.clone(),
         };
         let peers = Peers::new(me, &conf.peers);
         let wiring: Arc<OnceLock<Wiring>> = Arc::default();
@@ -160,7 +165,7 @@ impl Engine {
     /// voter that has restarted does not know whom it promised to follow.
     pub async fn serve_peers(self: Arc<Self>, listener: OwnedFd) {
         sleep(raft::LEASE.saturating_sub(self.started.elapsed())).await;
-        self.raft.runtime_config().elect(true);
+        tokio::spawn(self.clone().elect());
         let listener = std::net::TcpListener::from(listener);
         let listening =
             common::sys::socket::listen(&listener).and_then(|()| TcpListener::from_std(listener));
@@ -168,6 +173,24 @@ impl Engine {
             Ok(listener) => server::serve(listener, self.peers.clone(), self.raft.clone()).await,
             Err(e) => fatal!(e, "listen"),
         }
+    }
+
+    /// Runs for leader once all peers were met.
+    async fn elect(self: Arc<Self>) {
+        let mut told = Vec::new();
+        loop {
+            let unmet = self.peers.unmet();
+            if unmet.is_empty() {
+                break;
+            }
+            if told != unmet && self.started.elapsed() > UNMET_AFTER {
+                let nodes: Vec<String> = unmet.iter().map(NodeId::to_string).collect();
+                log_info!("no vote before node {} was met", nodes.join(", "));
+                told = unmet;
+            }
+            sleep(UNMET_POLL).await;
+        }
+        self.raft.runtime_config().elect(true);
     }
 
     /// A new configuration; the parent has made sure that only what may

@@ -24,7 +24,7 @@ cluster_up 3
 cat >"$CLUSTER/garbage.py" <<'EOF'
 import os, random, re, socket, struct, sys, time
 
-where, top = sys.argv[1:]
+where, top, cluster = sys.argv[1:]
 random.seed(1)
 PATIENCE = 20
 
@@ -38,6 +38,15 @@ PEER_VERSION = constant("raftd/src/peer/frame.rs", "VERSION")
 IMSG_VERSION = constant("common/src/imsg.rs", "IMSG_VERSION")
 
 
+def store(node):
+    """The id by which a node's data directory is known."""
+    try:
+        with open(os.path.join(cluster, f"n{node}", "db", "identity")) as f:
+            return int(re.search(r"^store (\w+)$", f.read(), re.M).group(1), 16)
+    except FileNotFoundError:
+        return 1
+
+
 def crc32c(data):
     crc = 0xFFFFFFFF
     for byte in data:
@@ -47,9 +56,11 @@ def crc32c(data):
     return crc ^ 0xFFFFFFFF
 
 
-def hello(magic=b"dfsdpeer", version=PEER_VERSION, cluster=b"demo", sender=2, to=1, length=None):
+def hello(magic=b"dfsdpeer", version=PEER_VERSION, cluster=b"demo", sender=2, to=1, length=None,
+          theirs=None, ours=0):
     length = len(cluster) if length is None else length
-    return struct.pack("<8sHB5xQQ64s", magic, version, length, sender, to, cluster)
+    theirs = store(sender) if theirs is None else theirs
+    return struct.pack("<8sHB5xQQ64sQQ", magic, version, length, sender, to, cluster, theirs, ours)
 
 
 def frame(head, payload=b"", head_len=None, payload_len=None, crc=None):
@@ -66,7 +77,7 @@ def imsg(kind, payload, length=None):
 # What is sent, and whether we say that no more will come.
 PEER = {
     "noise": (os.urandom(4096), False),
-    "an HTTP request": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(96), False),
+    "an HTTP request": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(112), False),
     "silence": (b"", False),
     "half a hello": (hello()[:50], False),
     "half a hello and the end": (hello()[:50], True),
@@ -78,6 +89,9 @@ PEER = {
     "for another node": (hello(to=3), False),
     "from a stranger": (hello(sender=77), False),
     "from this node": (hello(sender=1), False),
+    "from no store": (hello(theirs=0), False),
+    "from another store": (hello(theirs=4711), False),
+    "for another store": (hello(ours=4711), False),
     "noise after hello": (hello() + os.urandom(4096), False),
     "head of 4 GiB": (hello() + frame(b"", head_len=0xFFFFFFFF), False),
     "head too long": (hello() + frame(b"", head_len=(8 << 20) + 1), False),
@@ -204,8 +218,8 @@ for n in $NODE_LIST; do
 done
 
 peer=$(sed -n 's/^listen on \(.*\) port \(.*\)/\1:\2/p' "$CLUSTER/n1/conf")
-ctl exec 2 python3 -B "$CLUSTER/garbage.py" "$peer" "$TOP" &
-python3 -B "$CLUSTER/garbage.py" "$(ctl sock 1)" "$TOP" || fail "control socket"
+ctl exec 2 python3 -B "$CLUSTER/garbage.py" "$peer" "$TOP" "$CLUSTER" &
+python3 -B "$CLUSTER/garbage.py" "$(ctl sock 1)" "$TOP" "$CLUSTER" || fail "control socket"
 for n in $NODE_LIST; do
 	dfsctl "$n" status >/dev/null || fail "node $n: $(dfsctl "$n" status)"
 done

@@ -15,7 +15,7 @@
 //! Frames between the raftds of two nodes.  raftd only; every byte here comes
 //! from the network: a wrong one closes the connection it came on.
 //!
-//! A connection opens with a hello from each side, 96 bytes:
+//! A connection opens with a hello from each side, 112 bytes:
 //!
 //! ```text
 //!  offset size
@@ -26,6 +26,9 @@
 //!      16    8  id of the sender
 //!      24    8  id of whom it means to reach
 //!      32   64  name of the cluster, zero-padded
+//!      96    8  id of the sender's store
+//!     104    8  id of the other one's store as the sender knows it; 0 if they
+//!               have not met
 //! ```
 //!
 //! Then frames, each:
@@ -44,6 +47,8 @@
 use crate::fs::op::{Op, Origin};
 use crate::payload::{At, Payload};
 use crate::raft::{EntryPayload, TypeConfig};
+use crate::store::met::{Meeting, StoreId};
+use crate::store::Store;
 use bytes::{Buf, Bytes, BytesMut};
 use common::fs::NodeId;
 use openraft::raft::{
@@ -52,16 +57,17 @@ use openraft::raft::{
 };
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Moves with every change of the messages below.
-const VERSION: u16 = 1;
+/// Moves with every change of the messages below.  2: stores in the hello.
+const VERSION: u16 = 2;
 const MAGIC: &[u8; 8] = b"dfsdpeer";
-const HELLO_LEN: usize = 96;
+const HELLO_LEN: usize = 112;
 const NAME_LEN: usize = 64;
 const HEADER_LEN: usize = 16;
 /// A batch of small entries, each some hundred bytes, names and links longer.
@@ -131,11 +137,19 @@ pub struct Conn {
     pub peer: NodeId,
 }
 
-/// What both sides of a hello say of themselves.
-#[derive(Clone, Debug)]
+/// What this node says of itself in a hello, and whom it has met.
 pub struct Identity {
     pub cluster: String,
     pub node: NodeId,
+    pub store: Arc<Store>,
+}
+
+/// What the other side's hello says.
+struct Hello {
+    from: NodeId,
+    store: StoreId,
+    /// Our store, as it knows it.
+    ours: u64,
 }
 
 fn bad(what: impl Into<String>) -> io::Error {
@@ -153,11 +167,14 @@ impl Identity {
         buf[16..24].copy_from_slice(&self.node.0.to_le_bytes());
         buf[24..32].copy_from_slice(&to.0.to_le_bytes());
         buf[32..32 + len].copy_from_slice(&name[..len]);
+        buf[96..104].copy_from_slice(&self.store.id().0.to_le_bytes());
+        let known = self.store.met().store_of(to).map_or(0, |id| id.0);
+        buf[104..].copy_from_slice(&known.to_le_bytes());
         buf
     }
 
-    /// Checks a hello and tells who sent it.
-    fn check(&self, mut hello: &[u8]) -> io::Result<NodeId> {
+    /// Checks a hello.
+    fn check(&self, mut hello: &[u8]) -> io::Result<Hello> {
         let mut magic = [0; 8];
         hello.copy_to_slice(&mut magic);
         if &magic != MAGIC {
@@ -178,7 +195,32 @@ impl Identity {
         if to != self.node {
             return Err(bad(format!("hello: meant for node {to}")));
         }
-        Ok(from)
+        hello.advance(NAME_LEN);
+        Ok(Hello {
+            from,
+            store: StoreId(hello.get_u64_le()),
+            ours: hello.get_u64_le(),
+        })
+    }
+
+    /// Whether both still have the stores that they had when they met.  To be
+    /// asked of peers only: it remembers whom it has not met before.
+    fn meet(&self, hello: &Hello) -> io::Result<()> {
+        let met = self.store.met();
+        if hello.store.0 == 0 {
+            return Err(bad("hello: no store"));
+        }
+        if hello.ours != 0 && hello.ours != self.store.id().0 {
+            return Err(bad("it knows another data directory of this node"));
+        }
+        let meeting = match met.store_of(hello.from) {
+            Some(_) => met.meet(hello.from, hello.store),
+            None => tokio::task::block_in_place(|| met.meet(hello.from, hello.store)),
+        };
+        match meeting? {
+            Meeting::First | Meeting::Again => Ok(()),
+            Meeting::Another => Err(bad("it has another data directory than before")),
+        }
     }
 }
 
@@ -195,10 +237,12 @@ pub async fn connect(
         stream.write_all(&me.hello(to)).await?;
         let mut hello = [0; HELLO_LEN];
         stream.read_exact(&mut hello).await?;
-        let peer = me.check(&hello)?;
+        let hello = me.check(&hello)?;
+        let peer = hello.from;
         if peer != to {
             return Err(bad(format!("hello: node {peer} answers for node {to}")));
         }
+        me.meet(&hello)?;
         Ok(Conn::new(stream, peer))
     };
     timeout(limit, connecting)
@@ -206,15 +250,24 @@ pub async fn connect(
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// The other side of connect().
-pub async fn accept(me: &Identity, mut stream: TcpStream) -> io::Result<Conn> {
+/// The other side of connect(); `knows` tells whether a node is a peer.
+pub async fn accept(
+    me: &Identity,
+    knows: impl Fn(NodeId) -> bool,
+    mut stream: TcpStream,
+) -> io::Result<Conn> {
     let greeting = async {
         stream.set_nodelay(true)?;
         let mut hello = [0; HELLO_LEN];
         stream.read_exact(&mut hello).await?;
-        let peer = me.check(&hello)?;
-        stream.write_all(&me.hello(peer)).await?;
-        io::Result::Ok(peer)
+        let hello = me.check(&hello)?;
+        if !knows(hello.from) {
+            return Err(bad("hello: not a peer of ours"));
+        }
+        // Also to one with another store than before, so that it learns why.
+        stream.write_all(&me.hello(hello.from)).await?;
+        me.meet(&hello)?;
+        io::Result::Ok(hello.from)
     };
     let peer = timeout(HELLO_TIMEOUT, greeting)
         .await
@@ -366,13 +419,55 @@ fn load(msg: &mut PeerMsg) -> io::Result<Vec<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::log_store;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::net::TcpListener;
 
-    fn me(node: u64) -> Identity {
-        Identity {
-            cluster: "test".into(),
-            node: NodeId(node),
+    /// A node with a data directory of its own, removed at the end.
+    struct Node {
+        identity: Identity,
+        dir: PathBuf,
+    }
+
+    impl Drop for Node {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.dir);
         }
+    }
+
+    fn node_of(cluster: &str, node: u64) -> Node {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("dfsd-frame-{}.{count}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir(&dir).expect("mkdir");
+        let mut log = log_store::Options::default();
+        log.wal.segment_size = 1 << 16;
+        let store = Store::open_with(&dir, cluster, NodeId(node), 1 << 24, &log);
+        let identity = Identity {
+            cluster: cluster.into(),
+            node: NodeId(node),
+            store: Arc::new(store.expect("store")),
+        };
+        Node { identity, dir }
+    }
+
+    fn me(node: u64) -> Node {
+        node_of("test", node)
+    }
+
+    /// Who connects to whom, and what both say.
+    async fn greet(from: &Node, to: NodeId, at: &Node) -> (io::Result<Conn>, io::Result<Conn>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let addr = listener.local_addr().expect("addr");
+        tokio::join!(
+            async { connect(&from.identity, to, addr, HELLO_TIMEOUT).await },
+            async {
+                let stream = listener.accept().await.expect("accept").0;
+                accept(&at.identity, |id| id == NodeId(1), stream).await
+            },
+        )
     }
 
     fn run<F: std::future::Future>(f: F) -> F::Output {
@@ -385,12 +480,7 @@ mod tests {
     }
 
     async fn pair() -> (Conn, Conn) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let addr = listener.local_addr().expect("addr");
-        let (client, server) = tokio::join!(
-            async { connect(&me(1), NodeId(2), addr, HELLO_TIMEOUT).await },
-            async { accept(&me(2), listener.accept().await.expect("accept").0).await },
-        );
+        let (client, server) = greet(&me(1), NodeId(2), &me(2)).await;
         (client.expect("connect"), server.expect("accept"))
     }
 
@@ -427,25 +517,34 @@ mod tests {
     #[test]
     fn strangers_are_refused() {
         run(async {
-            for (who, to) in [
-                (
-                    Identity {
-                        cluster: "other".into(),
-                        node: NodeId(1),
-                    },
-                    NodeId(2),
-                ),
-                (me(1), NodeId(3)),
-            ] {
-                let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-                let addr = listener.local_addr().expect("addr");
-                let (client, server) = tokio::join!(
-                    async { connect(&who, to, addr, HELLO_TIMEOUT).await },
-                    async { accept(&me(2), listener.accept().await.expect("accept").0).await },
-                );
+            let at = me(2);
+            for (from, to) in [(node_of("other", 1), 2), (me(1), 3), (me(7), 2)] {
+                let (client, server) = greet(&from, NodeId(to), &at).await;
                 assert!(client.is_err());
                 assert!(server.is_err());
             }
+            assert!(at.identity.store.met().store_of(NodeId(1)).is_none());
+        });
+    }
+
+    #[test]
+    fn an_emptied_node_is_refused() {
+        run(async {
+            let (a, b) = (me(1), me(2));
+            for _ in 0..2 {
+                let (client, server) = greet(&a, NodeId(2), &b).await;
+                assert!(client.is_ok() && server.is_ok());
+            }
+            // Either side of the connection may be the one that remembers.
+            let text = |met: io::Result<Conn>| met.err().expect("refused").to_string();
+            let (client, server) = greet(&me(1), NodeId(2), &b).await;
+            assert_eq!(text(client), "it knows another data directory of this node");
+            assert_eq!(text(server), "it has another data directory than before");
+            let (client, server) = greet(&a, NodeId(2), &me(2)).await;
+            assert_eq!(text(client), "it has another data directory than before");
+            assert_eq!(text(server), "it knows another data directory of this node");
+            let (client, server) = greet(&a, NodeId(2), &b).await;
+            assert!(client.is_ok() && server.is_ok());
         });
     }
 

@@ -50,6 +50,8 @@ struct Peer {
     since: Instant,
     /// The last index of its log, as it told.
     last_index: u64,
+    /// Why it or we want nothing of the other, if that was logged.
+    refused: Option<String>,
     waits: Arc<Waits>,
 }
 
@@ -123,6 +125,7 @@ impl Peers {
                 needs_resync: false,
                 since: Instant::now(),
                 last_index: 0,
+                refused: None,
                 waits: Arc::default(),
             });
             peer.addr = node.addr;
@@ -141,6 +144,19 @@ impl Peers {
             since: p.since.elapsed(),
             last_index: p.last_index,
         })
+    }
+
+    /// The peers that this node has never met.  Until it has met all it does
+    /// not vote: if its data directory is a new one under an old id, one of
+    /// them remembers, and that may be the only one which is left of those
+    /// that know what the old one acknowledged.
+    pub fn unmet(&self) -> Vec<NodeId> {
+        let table = self.table();
+        let met = self.me.store.met();
+        let mut unmet: Vec<NodeId> = table.keys().copied().collect();
+        unmet.retain(|id| *id != self.me.node && met.store_of(*id).is_none());
+        unmet.sort();
+        unmet
     }
 
     pub fn waits(&self, id: NodeId) -> Arc<Waits> {
@@ -184,11 +200,18 @@ impl Peers {
                 return;
             };
             peer.last_index = *pong.as_ref().unwrap_or(&peer.last_index);
-            if peer.up == pong.is_ok() {
+            let refused = match &pong {
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => Some(e.to_string()),
+                _ => None,
+            };
+            let changed = peer.up != pong.is_ok();
+            if changed {
+                peer.up = pong.is_ok();
+                peer.since = Instant::now();
+            } else if refused.is_none() || refused == peer.refused {
                 return;
             }
-            peer.up = pong.is_ok();
-            peer.since = Instant::now();
+            peer.refused = refused;
             peer.label()
         };
         match pong {

@@ -78,10 +78,7 @@ async fn serve_peer(stream: TcpStream, peers: Arc<Peers>, raft: Raft) -> io::Res
         reader,
         writer,
         peer,
-    } = frame::accept(&peers.me, stream).await?;
-    if !peers.knows(peer) {
-        return Err(invalid("not a peer of ours"));
-    }
+    } = frame::accept(&peers.me, |id| peers.knows(id), stream).await?;
     let writer = Arc::new(Mutex::new(writer));
     Server {
         raft,
@@ -125,11 +122,13 @@ impl Server {
                 PeerMsg::Append(rpc) => self.append(rpc).await?,
                 PeerMsg::Vote(rpc) => {
                     check_candidate(self.peer, &rpc)?;
+                    self.may_vote()?;
                     let rep = self.raft.vote(rpc).await.map_err(stopped)?;
                     self.reply(PeerMsg::VoteRep(rep)).await?;
                 }
                 PeerMsg::PreVote(rpc) => {
                     check_candidate(self.peer, &rpc)?;
+                    self.may_vote()?;
                     let rep = self.raft.pre_vote(rpc).await.map_err(stopped)?;
                     self.reply(PeerMsg::VoteRep(rep)).await?;
                 }
@@ -163,6 +162,13 @@ impl Server {
                 | PeerMsg::ReadIndexRep(_)
                 | PeerMsg::NotLeader => return Err(invalid("answer without a question")),
             }
+        }
+    }
+
+    fn may_vote(&self) -> io::Result<()> {
+        match self.peers.unmet().is_empty() {
+            true => Ok(()),
+            false => Err(invalid("no vote before all peers were met")),
         }
     }
 

@@ -22,6 +22,7 @@
 //!               directory without it was never in use
 //!   lock        flock(2) of the raftd that uses the directory; empty
 //!   runs        how often raftd has been started on it, decimal
+//!   peers       the peers it has met, and their stores             (met.rs)
 //!   wal/        segments of the log                              (wal.rs)
 //!   meta/       LMDB: data.mdb, lock.mdb                         (meta.rs)
 //!   data/XX/N   contents of inode N, 256 directories             (data.rs)
@@ -31,8 +32,11 @@
 //!   dfsd data directory
 //!   format F    FORMAT, decimal
 //!   node N      id of the node, decimal
+//!   store ID    random, 16 hexadecimal digits: another one for each directory
 //!   cluster C   name of the cluster, to the end of the line
 //! ```
+//!
+//! Formats: 2 added `store` and `peers`.
 //!
 //! While the directory is made, the same text stands in `identity.new`.  What
 //! an interrupted first start has left is removed by the next.
@@ -45,6 +49,7 @@
 pub mod checkpoint;
 pub mod data;
 pub mod log_store;
+pub mod met;
 pub mod meta;
 pub mod state_machine;
 pub mod wal;
@@ -52,8 +57,10 @@ pub mod wal;
 use crate::fs;
 use checkpoint::Asked;
 use common::fs::NodeId;
+use common::sys::random::random_u64;
 use data::Data;
 use log_store::LogStore;
+use met::{Met, StoreId};
 use meta::{Meta, MetaError};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -68,7 +75,7 @@ use tokio::sync::watch;
 use wal::WalError;
 
 /// Version of the directory; moves when an old raftd could not use it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const TITLE: &str = "dfsd data directory";
 const IDENTITY: &str = "identity";
 const IDENTITY_NEW: &str = "identity.new";
@@ -140,6 +147,8 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
 
 pub struct Store {
     dir: PathBuf,
+    id: StoreId,
+    met: Met,
     meta: Meta,
     data: Data,
     log: LogStore,
@@ -172,7 +181,8 @@ impl Store {
         map_size: usize,
         log: &log_store::Options,
     ) -> Result<Store, StoreError> {
-        let lock = claim(dir, cluster, node)?;
+        let (lock, id) = claim(dir, cluster, node)?;
+        let met = Met::open(dir).map_err(at(&dir.join("peers")))?;
         let meta = Meta::open(&dir.join("meta"), map_size)?;
         // On a store that is not empty it does nothing.
         fs::apply::init(&mut meta.write())?;
@@ -187,6 +197,8 @@ impl Store {
         }
         Ok(Store {
             dir: dir.to_owned(),
+            id,
+            met,
             meta,
             data,
             log,
@@ -218,6 +230,15 @@ impl Store {
         rename(&new, &path)?;
         File::open(&self.dir)?.sync_all()?;
         Ok(run)
+    }
+
+    pub fn id(&self) -> StoreId {
+        self.id
+    }
+
+    /// The peers that this node has met.
+    pub fn met(&self) -> &Met {
+        &self.met
     }
 
     pub fn meta(&self) -> &Meta {
@@ -269,18 +290,17 @@ impl Store {
 }
 
 /// Locks a directory that is ours, or becomes so now.
-fn claim(dir: &Path, cluster: &str, node: NodeId) -> Result<Flock<File>, StoreError> {
+fn claim(dir: &Path, cluster: &str, node: NodeId) -> Result<(Flock<File>, StoreId), StoreError> {
     // Nothing is put into a directory of others, not even a lock.
     names(dir)?;
     let lock = lock(dir)?;
     let names = names(dir)?;
     let path = dir.join(IDENTITY);
-    if names.iter().any(|n| n == IDENTITY) {
-        check(dir, &path, cluster, node)?;
-    } else {
+    if !names.iter().any(|n| n == IDENTITY) {
         make(dir, cluster, node)?;
     }
-    Ok(lock)
+    let id = check(dir, &path, cluster, node)?;
+    Ok((lock, id))
 }
 
 /// What is in the directory, if it is a data directory or can become one.
@@ -316,7 +336,8 @@ fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
 /// Makes the directory, and removes what an attempt before has left.
 fn make(dir: &Path, cluster: &str, node: NodeId) -> Result<(), StoreError> {
     let new = dir.join(IDENTITY_NEW);
-    let text = format!("{TITLE}\nformat {FORMAT}\nnode {node}\ncluster {cluster}\n");
+    let id = StoreId(random_u64().map_err(at(&new))?.max(1));
+    let text = format!("{TITLE}\nformat {FORMAT}\nnode {node}\nstore {id}\ncluster {cluster}\n");
     let mut file = File::create(&new).map_err(at(&new))?;
     file.write_all(text.as_bytes()).map_err(at(&new))?;
     file.sync_all().map_err(at(&new))?;
@@ -339,7 +360,7 @@ fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(at(dir))
 }
 
-fn check(dir: &Path, path: &Path, cluster: &str, node: NodeId) -> Result<(), StoreError> {
+fn check(dir: &Path, path: &Path, cluster: &str, node: NodeId) -> Result<StoreId, StoreError> {
     let mut text = String::new();
     let file = File::open(path).map_err(at(path))?;
     match file.take(IDENTITY_MAX).read_to_string(&mut text) {
@@ -361,6 +382,9 @@ fn check(dir: &Path, path: &Path, cluster: &str, node: NodeId) -> Result<(), Sto
     let its_node = field("node")
         .and_then(|n| n.parse().ok())
         .ok_or_else(damaged)?;
+    let id = field("store")
+        .and_then(StoreId::parse)
+        .ok_or_else(damaged)?;
     let its_cluster = field("cluster").ok_or_else(damaged)?;
     if its_cluster != cluster {
         return Err(StoreError::Cluster(dir.to_owned(), its_cluster.to_owned()));
@@ -368,5 +392,5 @@ fn check(dir: &Path, path: &Path, cluster: &str, node: NodeId) -> Result<(), Sto
     if its_node != node.0 {
         return Err(StoreError::Node(dir.to_owned(), NodeId(its_node)));
     }
-    Ok(())
+    Ok(id)
 }
