@@ -15,11 +15,11 @@
 //! The read barrier: a point in the log such that whoever has applied it sees
 //! all that any node was told is done.  raftd only.
 //!
-//! The leader knows the point while its lease holds: whatever another node has
-//! answered its callers by the leader has told it before, so that it is enough
-//! to remember the highest commit index that any peer was told.  A follower asks
-//! the leader, with one question in flight that serves all who came before it
-//! was sent.
+//! The leader knows the point while its lease holds: a node answers its callers
+//! by what it has applied, and of that the leader has told it before.  So it is
+//! enough to remember the highest index that the leader has applied itself, or
+//! told any peer to be committed.  A follower asks the leader, with one question
+//! in flight that serves all who came before it was sent.
 
 use crate::peer::frame::{Conn, PeerMsg};
 use crate::peer::Peers;
@@ -173,7 +173,7 @@ async fn question(raft: &Raft, peers: &Peers, conn: &mut Option<Conn>) -> io::Re
 pub async fn read_index(raft: &Raft, peers: &Peers) -> Option<u64> {
     let suspended_before = suspended();
     if !suspended_before && is_leased(raft) && !peers.is_handing_over() {
-        return Some(peers.told());
+        return Some(peers.answered());
     }
     let policy = match suspended_before {
         false => ReadPolicy::LeaseRead,

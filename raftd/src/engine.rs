@@ -88,9 +88,10 @@ impl Engine {
         let at = store.checkpointed().index().unwrap_or(0);
         let (applied_tx, applied) = watch::channel(at);
         let sink = {
-            let wiring = wiring.clone();
+            let (wiring, peers) = (wiring.clone(), peers.clone());
             Box::new(move |entry: Applied| {
                 let index = entry.index;
+                peers.will_answer(index);
                 if let Some(to) = wiring.get() {
                     let from = to.proposer.source(&entry);
                     to.mounts.changed(&entry, from);

@@ -40,6 +40,19 @@ for k in range(rounds):
         check(get(f"{reader}/x") == data, f"round {k}: {reader} has not what {writer} closed")
         same(os.stat(f"{reader}/x").st_size, len(data), f"round {k}", reader)
 
+# One node writes all the time and the others only read: one of the three leads,
+# and has nothing from the others to answer.
+for writer in MOUNTS:
+    for k in range(rounds // 2):
+        data = b"%d of %s" % (k, writer.encode())
+        put(f"{writer}/x", data, os.O_TRUNC)
+        for reader in MOUNTS:
+            same(get(f"{reader}/x"), data, f"round {k}", reader)
+        put(f"{writer}/new.{k}", data)
+        for reader in MOUNTS:
+            same(get(f"{reader}/new.{k}"), data, f"round {k}", reader)
+        os.unlink(f"{writer}/new.{k}")
+
 # The same without O_TRUNC: only bytes change, neither size nor name.
 size = 300_000
 put(f"{A}/y", bytes(size))

@@ -36,8 +36,10 @@ use tokio::time::{sleep, timeout};
 pub struct Peers {
     pub me: Identity,
     table: Mutex<HashMap<NodeId, Peer>>,
-    /// Highest commit index that a peer was told by this node as leader.
-    told: AtomicU64,
+    /// Highest index by which a caller anywhere may have been answered, as far
+    /// as that is this node's doing: it has applied it, or told a peer as its
+    /// leader that it is committed.
+    answered: AtomicU64,
     /// This node gives its leadership away: its lease proves nothing now.
     handing_over: AtomicBool,
 }
@@ -103,7 +105,7 @@ impl Peers {
         let peers = Peers {
             me,
             table: Mutex::new(HashMap::new()),
-            told: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             handing_over: AtomicBool::new(false),
         };
         peers.reconf(nodes);
@@ -165,14 +167,14 @@ impl Peers {
         waits.unwrap_or_default()
     }
 
-    /// Before a peer is told of a commit index: from then on it may answer its
-    /// callers by it.
-    pub fn tell(&self, commit: u64) {
-        self.told.fetch_max(commit, Ordering::SeqCst);
+    /// To be called before a caller is answered by that entry, and before a peer
+    /// is told that it is committed.
+    pub fn will_answer(&self, index: u64) {
+        self.answered.fetch_max(index, Ordering::SeqCst);
     }
 
-    pub fn told(&self) -> u64 {
-        self.told.load(Ordering::SeqCst)
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::SeqCst)
     }
 
     pub fn hand_over(&self, now: bool) {

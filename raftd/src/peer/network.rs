@@ -192,7 +192,7 @@ impl<S: Stream<Item = Append> + Unpin> Appends<'_, S> {
         let bytes = payload_bytes(&req);
         self.inflight.push_back(bytes);
         self.bytes += bytes;
-        self.net.peers.tell(commit_of(&req));
+        self.net.peers.will_answer(commit_of(&req));
         let write = self.conn.writer.write(PeerMsg::Append(req));
         let written = timeout(APPEND_TIMEOUT, write).await;
         Some(written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())))
@@ -263,7 +263,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         rpc: Append,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        self.peers.tell(commit_of(&rpc));
+        self.peers.will_answer(commit_of(&rpc));
         match self.call(PeerMsg::Append(rpc), APPEND_TIMEOUT).await? {
             PeerMsg::AppendRep(Ok(_)) => Ok(AppendEntriesResponse::Success),
             PeerMsg::AppendRep(Err(openraft::raft::StreamAppendError::HigherVote(vote))) => {
