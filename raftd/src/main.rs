@@ -49,6 +49,7 @@ fn main() {
     let startup = parent::startup(&mut channel);
 
     // As root for the last time: the limit, and the way into the chroot.
+    sys::maps::open();
     if let Err(e) = sys::rlimit::raise_nofile(NOFILE) {
         common::log_warn!(e, "setrlimit");
     }

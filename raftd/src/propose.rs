@@ -52,8 +52,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
-/// Payload bytes of a node between the request and its apply.
-const WINDOW_BYTES: usize = 16 << 20;
+/// Payload bytes of a node between the request and its apply.  Whatever else
+/// is proposed waits behind them in the log, so this is what a stream of writes
+/// costs everybody else: as little as keeps disks and links busy.
+const WINDOW_BYTES: usize = 8 << 20;
+/// Those of small payloads, which do not wait for room beside large ones.
+const SMALL_BYTES: usize = 2 << 20;
+const SMALL: usize = 16 << 10;
 /// Operations of a node between the request and their apply.
 const WINDOW_OPS: usize = 4096;
 /// One batch on its way to the leader.
@@ -220,6 +225,7 @@ pub struct Proposer {
     ops: Arc<Semaphore>,
     /// In units of 1 KiB.
     bytes: Arc<Semaphore>,
+    small_bytes: Arc<Semaphore>,
 }
 
 /// Kibibytes, rounded up, as the semaphore counts.
@@ -249,6 +255,7 @@ impl Proposer {
             wake: Notify::new(),
             ops: Arc::new(Semaphore::new(WINDOW_OPS)),
             bytes: Arc::new(Semaphore::new(WINDOW_BYTES >> 10)),
+            small_bytes: Arc::new(Semaphore::new(SMALL_BYTES >> 10)),
         })
     }
 
@@ -260,12 +267,19 @@ impl Proposer {
         self.window().session
     }
 
+    fn bytes(&self, payload: usize) -> Arc<Semaphore> {
+        match payload <= SMALL {
+            true => self.small_bytes.clone(),
+            false => self.bytes.clone(),
+        }
+    }
+
     /// Waits for room in the window; back-pressure is this wait.
     pub async fn room(&self, bytes: usize) -> Room {
         let ops = self.ops.clone().acquire_owned().await;
         let bytes = match bytes {
             0 => None,
-            n => self.bytes.clone().acquire_many_owned(kib(n)).await.ok(),
+            n => self.bytes(n).acquire_many_owned(kib(n)).await.ok(),
         };
         match ops {
             Ok(ops) => Room {
@@ -281,7 +295,7 @@ impl Proposer {
         let ops = self.ops.clone().try_acquire_owned().ok()?;
         let bytes = match bytes {
             0 => None,
-            n => Some(self.bytes.clone().try_acquire_many_owned(kib(n)).ok()?),
+            n => Some(self.bytes(n).try_acquire_many_owned(kib(n)).ok()?),
         };
         Some(Room {
             _ops: ops,

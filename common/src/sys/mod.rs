@@ -22,6 +22,7 @@ pub mod closefrom;
 pub mod daemon;
 pub mod file;
 pub mod malloc;
+pub mod maps;
 pub mod mount;
 pub mod pledge;
 pub mod poll;

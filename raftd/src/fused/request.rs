@@ -472,8 +472,9 @@ impl Fused {
         }
     }
 
-    /// A request that changes the tree.  One lane's are proposed in the order
-    /// in which they came: when the window is full, all wait behind the first.
+    /// A request that changes the tree.  When the window is full, those of the
+    /// bulk lane wait in their order; of the control lane's only those wait
+    /// behind them whose inode has changes there.
     fn change_tree(self: &Arc<Self>, id: ReqId, cred: Cred, op: FsOp, bulk: Bytes, how: How) {
         if self.conf.read_only {
             return self.reply(id, 0, Err(FsError::ReadOnly));
@@ -487,6 +488,7 @@ impl Fused {
             Ok(op) => op,
             Err(e) => return self.reply(id, 0, Err(e)),
         };
+        let ordered = how.lane == Lane::Bulk || self.follows(&op);
         let (queued, accepted) = self.queue(id, &op, bulk.len() as u64, how.lane);
         let change = TreeChange {
             id,
@@ -498,7 +500,7 @@ impl Fused {
             queued,
         };
         let mut backlog = locked(&self.backlog);
-        let room = match backlog.is_empty() {
+        let room = match backlog.is_empty() || !ordered {
             true => self.mounts.proposer.try_room(change.bulk.len()),
             false => None,
         };
@@ -515,6 +517,14 @@ impl Fused {
         }
         if how.lane == Lane::Bulk {
             self.hold_back(backlog);
+        }
+    }
+
+    /// Whether the operation must not overtake what is queued for its inode.
+    fn follows(&self, op: &Op) -> bool {
+        match op {
+            Op::Write { ino, .. } | Op::Setattr { ino, .. } => self.mounts.has_queued(*ino),
+            _ => false,
         }
     }
 

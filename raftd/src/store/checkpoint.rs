@@ -256,8 +256,10 @@ fn checkpoint(store: &Store) -> bool {
         began.elapsed().as_millis()
     );
     store.publish(position);
-    // The overlay was large and in small pieces, and is gone now.
+    // The overlay was large and in small pieces, and is gone now; and LMDB has
+    // looked at pages that nobody will want for a while.
     common::sys::malloc::trim();
+    common::sys::maps::release(meta::MAP_PATH);
     true
 }
 

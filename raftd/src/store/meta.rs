@@ -183,6 +183,9 @@ struct State {
 
 type ReadTxn = RoTxn<'static, WithoutTls>;
 
+/// How the path of the map ends: LMDB has one file in its directory.
+pub const MAP_PATH: &str = "/meta/data.mdb";
+
 pub struct Meta {
     state: RwLock<State>,
     /// Bytes of the active overlay, to be read without the lock.
