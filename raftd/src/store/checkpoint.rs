@@ -75,8 +75,9 @@ use tokio::sync::oneshot;
 /// back soon is still in the page cache, and new ones cost a write of zeros.
 const LOG_BYTES: u64 = 256 << 20;
 const LOG_ENTRIES: u64 = 500_000;
-/// Memory of the overlay.
-const OVERLAY_BYTES: usize = 16 << 20;
+/// Memory of the overlay; while it is committed there is another one, and LMDB
+/// has its changed pages in memory.
+const OVERLAY_BYTES: usize = 8 << 20;
 /// Whatever there is to do waits no longer than this.
 const INTERVAL: Duration = Duration::from_secs(30);
 
