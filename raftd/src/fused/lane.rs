@@ -23,10 +23,16 @@ use common::log_warnx;
 use common::msg::{FusedToRaftd, RaftdToFused, FUSED_FRAME_MAX};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
+/// What nobody waits for waits so long for an answer to go with: every message
+/// alone wakes a thread of fused.
+const SOON: Duration = Duration::from_millis(1);
 /// A fused that lets so much pile up has stopped reading.
 const QUEUE_MAX: usize = 64 << 20;
 
@@ -34,8 +40,9 @@ pub struct Lane {
     /// For readiness; reading and writing are the imsg halves' affair.
     socket: UnixStream,
     writer: Mutex<ImsgWriter<RaftdToFused>>,
-    /// Something is queued that the socket would not take.
+    /// Something is queued that the socket would not take, or that waits.
     wake: Notify,
+    soon: AtomicBool,
 }
 
 /// The receiving half; the thread that reads the lane owns it.
@@ -51,6 +58,7 @@ impl Lane {
             socket: readiness(&reader.socket())?,
             writer: Mutex::new(writer),
             wake: Notify::new(),
+            soon: AtomicBool::new(false),
         });
         tokio::spawn(lane.clone().drain());
         Ok((lane, reader))
@@ -77,9 +85,23 @@ impl Lane {
         }
     }
 
+    /// Sends behind the next message, or after a moment.
+    pub fn send_soon(&self, msg: &RaftdToFused) {
+        if let Err(e) = locked(&self.writer).compose(msg, 0, None, &[]) {
+            log_warnx!("fused: {e}");
+        }
+        if !self.soon.swap(true, Ordering::Relaxed) {
+            self.wake.notify_one();
+        }
+    }
+
     async fn drain(self: Arc<Self>) {
         loop {
             self.wake.notified().await;
+            if self.soon.load(Ordering::Relaxed) {
+                sleep(SOON).await;
+                self.soon.store(false, Ordering::Relaxed);
+            }
             let write = || locked(&self.writer).write();
             if write_ready(&self.socket, write).await.is_err() {
                 return;

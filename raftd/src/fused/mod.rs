@@ -548,6 +548,12 @@ impl Fused {
         self.reply_with(id, index, result, None, Bytes::new());
     }
 
+    /// To a request that the kernel has been told to be done.
+    fn reply_soon(&self, id: ReqId, index: u64, result: Result<FsRep, FsError>) {
+        let msg = RaftdToFused::Rep { id, index, result };
+        self.control.send_soon(&msg);
+    }
+
     fn reply_with(
         &self,
         id: ReqId,

@@ -626,7 +626,11 @@ impl Fused {
             if let Some(ino) = queued {
                 fused.mounts.unqueue(ino);
             }
-            fused.resolved(id, index, outcome, opens);
+            let answer = fused.resolved(outcome, opens);
+            match awaited {
+                true => fused.reply(id, index, answer),
+                false => fused.reply_soon(id, index, answer),
+            }
         };
         self.propose(op, bulk, deadline, awaited, room, done);
     }
@@ -649,8 +653,8 @@ impl Fused {
         proposer.propose(op, bulk, how, room, Box::new(done));
     }
 
-    fn resolved(&self, id: ReqId, index: u64, outcome: Outcome, opens: bool) {
-        let answer = outcome.and_then(|reply| match reply {
+    fn resolved(&self, outcome: Outcome, opens: bool) -> Answer {
+        outcome.and_then(|reply| match reply {
             Reply::Done | Reply::Session => Ok(FsRep::Done),
             Reply::Attr(attr) => Ok(FsRep::Attr(self.show_attr(attr))),
             Reply::Written { offset, attr } => {
@@ -670,8 +674,7 @@ impl Fused {
                 let attr = self.show_attr(attr);
                 Ok(FsRep::Entry { attr, created })
             }
-        });
-        self.reply(id, index, answer);
+        })
     }
 
     /// The operation as the log says it.
