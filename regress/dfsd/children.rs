@@ -21,7 +21,10 @@
 #[path = "dir.rs"]
 mod dir;
 
-use dir::{bin, chmod, have_user, kill, skip_unless_root, skipped, text, wait_until, Dir, Running};
+use dir::{
+    bin, chmod, copy_program, have_user, kill, skip_unless_root, skipped, text, wait_until, Dir,
+    Running,
+};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -359,8 +362,7 @@ fn not_for_others() {
     let dir = Dir::new("others");
     let _dfsd = start_current(&dir);
     let program = dir.path.join("dfsctl");
-    fs::copy(env!("CARGO_BIN_EXE_dfsctl"), &program).expect("copy");
-    chmod(&program, 0o755);
+    copy_program(env!("CARGO_BIN_EXE_dfsctl"), &program);
     let socket = dir.socket();
     let as_nobody = |args: &[&str]| {
         let mut command = Command::new(&program);

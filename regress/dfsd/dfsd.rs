@@ -20,7 +20,7 @@
 #[path = "dir.rs"]
 mod dir;
 
-use dir::{chmod, give_to_dfsd, have_user, skip_unless_root, skipped, text, Dir};
+use dir::{chmod, copy_program, give_to_dfsd, have_user, skip_unless_root, skipped, text, Dir};
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -99,10 +99,8 @@ fn not_root() {
         return;
     }
     let dir = Dir::new("not-root");
-    // Where it was built may be closed to others.
     let program = dir.path.join("dfsd");
-    fs::copy(env!("CARGO_BIN_EXE_dfsd"), &program).expect("copy");
-    chmod(&program, 0o755);
+    copy_program(env!("CARGO_BIN_EXE_dfsd"), &program);
     chmod(&dir.path.join("conf"), 0o644);
     let mut command = Command::new(&program);
     command.arg("-d").arg("-f").arg(dir.path.join("conf"));

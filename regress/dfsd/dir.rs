@@ -158,6 +158,15 @@ impl Drop for Dir {
     }
 }
 
+/// Copies a program, for those to run who cannot get to where it was built.
+/// Not here: what another thread forks meanwhile would have the copy open for
+/// writing, and nobody can run it then.
+pub fn copy_program(from: &str, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("cp");
+    assert!(status.success());
+    chmod(to, 0o755);
+}
+
 pub fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
 }
