@@ -180,7 +180,7 @@ impl Engine {
     async fn elect(self: Arc<Self>) {
         let mut told = Vec::new();
         loop {
-            let unmet = self.peers.unmet();
+            let unmet = self.peers.unmet(&self.raft);
             if unmet.is_empty() {
                 break;
             }

@@ -72,6 +72,10 @@ pub fn config(cluster: &str) -> Config {
         election_timeout_min: ELECTION_MIN.as_millis() as u64,
         election_timeout_max: ELECTION_MAX.as_millis() as u64,
         enable_pre_vote: Some(true),
+        // A leader that was restarted must not go on in its old term: others may
+        // have entries of it which had not reached its own disk, and what it
+        // logs now would have the same ids.
+        enable_leader_restore: Some(false),
         // A follower's disk shall not wait for the leader's.
         broadcast_submitted_on_append: Some(true),
         // A batch is bounded by its bytes, in log_store.rs.

@@ -41,7 +41,7 @@ type Answer = Result<FsRep, FsError>;
 
 /// Bytes of writes that wait for room in the window, of one mount.
 const BACKLOG_MAX: usize = 16 << 20;
-/// How often the bulk lane looks whether it may go on.
+/// How often a lane looks whether it may go on.
 const BACKLOG_WAIT: Duration = Duration::from_millis(100);
 
 /// By when a request must be answered, and how it came.
@@ -515,24 +515,34 @@ impl Fused {
         if let Some(accepted) = accepted {
             self.push(&accepted);
         }
-        if how.lane == Lane::Bulk {
-            self.hold_back(backlog);
-        }
+        self.hold_back(backlog, how.lane);
     }
 
     /// Whether the operation must not overtake what is queued for its inode.
     fn follows(&self, op: &Op) -> bool {
         match op {
-            Op::Write { ino, .. } | Op::Setattr { ino, .. } => self.mounts.has_queued(*ino),
+            Op::Write { ino, .. } | Op::Setattr { ino, .. } | Op::Link { ino, .. } => {
+                self.mounts.has_queued(*ino)
+            }
+            // A file that takes another's place shall not do it empty.
+            Op::Rename { parent, name, .. } => {
+                let found = dirent::lookup(&self.mounts.store.meta().read(), *parent, name);
+                found.is_ok_and(|attr| self.mounts.has_queued(attr.ino))
+            }
             _ => false,
         }
     }
 
     /// The thread of the bulk lane waits while too much does: then the socket
-    /// fills, and writers wait in fused.
-    fn hold_back(&self, mut backlog: MutexGuard<'_, VecDeque<TreeChange>>) {
+    /// fills, and writers wait in fused.  That of the control lane, by which
+    /// large writes come only behind small ones, does so much later.
+    fn hold_back(&self, mut backlog: MutexGuard<'_, VecDeque<TreeChange>>, lane: Lane) {
         let bytes = |b: &VecDeque<TreeChange>| b.iter().map(|c| c.bulk.len()).sum::<usize>();
-        while bytes(&backlog) > BACKLOG_MAX {
+        let max = match lane {
+            Lane::Bulk => BACKLOG_MAX,
+            Lane::Control => 4 * BACKLOG_MAX,
+        };
+        while bytes(&backlog) > max {
             let waited = self.worked_off.wait_timeout(backlog, BACKLOG_WAIT);
             backlog = waited.unwrap_or_else(|e| e.into_inner()).0;
         }
@@ -623,13 +633,14 @@ impl Fused {
             queued,
         } = change;
         let done = move |index, outcome| {
-            if let Some(ino) = queued {
-                fused.mounts.unqueue(ino);
-            }
             let answer = fused.resolved(outcome, opens);
             match awaited {
                 true => fused.reply(id, index, answer),
                 false => fused.reply_soon(id, index, answer),
+            }
+            // Now, or the answer to whoever waits for this would overtake it.
+            if let Some(ino) = queued {
+                fused.mounts.unqueue(ino);
             }
         };
         self.propose(op, bulk, deadline, awaited, room, done);

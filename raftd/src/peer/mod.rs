@@ -20,9 +20,11 @@ pub mod frame;
 pub mod network;
 pub mod server;
 
+use crate::raft::Raft;
 use common::fs::NodeId;
 use common::{log_info, log_warn, log_warnx};
 use frame::{Conn, Identity, PeerMsg};
+use openraft::async_runtime::watch::WatchReceiver;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -148,17 +150,18 @@ impl Peers {
         })
     }
 
-    /// The peers that this node has never met.  Until it has met all it does
-    /// not vote: if its data directory is a new one under an old id, one of
-    /// them remembers, and that may be the only one which is left of those
+    /// The other members that this node has never met.  Until it has met all it
+    /// does not vote: if its data directory is a new one under an old id, one
+    /// of them remembers, and that may be the only one which is left of those
     /// that know what the old one acknowledged.
-    pub fn unmet(&self) -> Vec<NodeId> {
-        let table = self.table();
+    pub fn unmet(&self, raft: &Raft) -> Vec<NodeId> {
+        let m = raft.metrics();
+        let m = m.borrow_watched();
         let met = self.me.store.met();
-        let mut unmet: Vec<NodeId> = table.keys().copied().collect();
-        unmet.retain(|id| *id != self.me.node && met.store_of(*id).is_none());
-        unmet.sort();
-        unmet
+        let members = m.membership_config.voter_ids();
+        members
+            .filter(|id| *id != self.me.node && met.store_of(*id).is_none())
+            .collect()
     }
 
     pub fn waits(&self, id: NodeId) -> Arc<Waits> {

@@ -169,7 +169,8 @@ impl<S: Stream<Item = Append> + Unpin> Appends<'_, S> {
         let held = self.held.take();
         match req {
             Some(req) if req.entries.is_empty() && !self.waits.has_proposed() => {
-                self.held = Some((req, Instant::now() + COMMIT_MAX));
+                let until = held.map_or_else(|| Instant::now() + COMMIT_MAX, |(_, until)| until);
+                self.held = Some((req, until));
                 None
             }
             Some(req) => Some(req),

@@ -166,7 +166,7 @@ impl Server {
     }
 
     fn may_vote(&self) -> io::Result<()> {
-        match self.peers.unmet().is_empty() {
+        match self.peers.unmet(&self.raft).is_empty() {
             true => Ok(()),
             false => Err(invalid("no vote before all peers were met")),
         }

@@ -66,6 +66,7 @@ use super::Store;
 use common::fs::InodeNo;
 use common::{fatal, fatalx, log_debug};
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -243,9 +244,11 @@ fn checkpoint(store: &Store) -> bool {
     store.asked.restart();
     drop(at);
 
+    store.syncing.store(true, Ordering::Relaxed);
     if let Err(e) = store.data.sync(&dirty) {
         fatal!(e, "checkpoint");
     }
+    store.syncing.store(false, Ordering::Relaxed);
     if let Err(e) = store.meta.commit_frozen() {
         fatal!(e, "checkpoint");
     }

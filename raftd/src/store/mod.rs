@@ -69,7 +69,7 @@ use std::fmt;
 use std::fs::{create_dir, read_dir, read_to_string, remove_dir_all, rename, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 use wal::WalError;
@@ -156,6 +156,8 @@ pub struct Store {
     asked: Asked,
     published: watch::Sender<Position>,
     checkpoints: AtomicU64,
+    /// A checkpoint is bringing files to the disk.
+    syncing: AtomicBool,
     alarm: Mutex<Option<String>>,
     /// Held as long as the store is used.
     _lock: Flock<File>,
@@ -209,6 +211,7 @@ impl Store {
             }),
             asked: Asked::default(),
             checkpoints: AtomicU64::new(0),
+            syncing: AtomicBool::new(false),
             alarm: Mutex::default(),
             _lock: lock,
         })
@@ -266,6 +269,10 @@ impl Store {
     /// Checkpoints made since the start.
     pub fn checkpoint_count(&self) -> u64 {
         self.checkpoints.load(Ordering::Relaxed)
+    }
+
+    fn is_syncing(&self) -> bool {
+        self.syncing.load(Ordering::Relaxed)
     }
 
     fn publish(&self, position: Position) {

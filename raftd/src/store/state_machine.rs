@@ -54,7 +54,8 @@ use tokio::task::block_in_place;
 /// Payloads above this are written with the runtime's other tasks moved away
 /// from this thread; that costs some microseconds, a stalled heartbeat more.
 const HEAVY: usize = 64 << 10;
-/// The disk is slow now: what comes next is heavy, too.
+/// The disk is slow now: what comes next is heavy, too.  So it is while a
+/// checkpoint syncs, when the file system may make anybody wait for its journal.
 const SLOW: Duration = Duration::from_millis(2);
 /// Between two attempts when this node's disk refuses.
 const RETRY: Duration = Duration::from_secs(1);
@@ -287,7 +288,8 @@ impl StateMachine {
     fn data_op(&mut self, op: &DataOp, bytes: &Bytes) -> Result<(), (InodeNo, io::Error)> {
         let data = &self.store.data;
         let began = Instant::now();
-        let result = blocking(self.slow || bytes.len() > HEAVY, || match op {
+        let heavy = self.slow || bytes.len() > HEAVY || self.store.is_syncing();
+        let result = blocking(heavy, || match op {
             DataOp::Spill { ino, contents } => data.spill(*ino, contents).map_err(|e| (*ino, e)),
             DataOp::Write { ino, offset } => {
                 data.write(*ino, *offset, bytes).map_err(|e| (*ino, e))

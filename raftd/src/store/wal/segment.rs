@@ -22,6 +22,7 @@ use super::record::{check_entry, Take, HEAD, SEGMENT_HEADER};
 use super::{lock, Counters};
 use common::sys::random::random_u64;
 use common::{log_info, log_warn, log_warnx};
+use nix::sys::statvfs::Statvfs;
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -45,6 +46,8 @@ const SPARES_SHARE: u64 = 32;
 const SPARES_OVER: usize = 2;
 /// Between two spares that are not needed yet.
 const LEISURE: Duration = Duration::from_secs(10);
+/// What such a spare must leave free on the disk.
+const LEISURE_ROOM: u64 = 1 << 30;
 /// Between attempts to make a spare on a full disk.
 const RETRY: Duration = Duration::from_secs(1);
 /// A file in the making; no segment yet.
@@ -304,13 +307,17 @@ impl Pool {
 
     /// False when the pool is closed.
     fn wait_for_work(&self) -> bool {
-        let leisure = Instant::now() + LEISURE;
+        let mut leisure = Instant::now() + LEISURE;
         let mut spares = lock(&self.spares);
         while !spares.closed && !spares.has_work() {
             let left = leisure.saturating_duration_since(Instant::now());
             let more = spares.ready.len() < self.wanted;
             if more && left.is_zero() {
-                break;
+                if self.has_leisure_room() {
+                    break;
+                }
+                leisure = Instant::now() + LEISURE;
+                continue;
             }
             spares = match more {
                 true => {
@@ -324,6 +331,17 @@ impl Pool {
             };
         }
         !spares.closed
+    }
+
+    fn has_leisure_room(&self) -> bool {
+        let st = nix::sys::statvfs::statvfs(&self.dir);
+        // The widths of these differ between systems.
+        #[allow(clippy::unnecessary_cast)]
+        let free = |st: Statvfs| {
+            let unit = st.fragment_size() as u64;
+            (st.blocks_available() as u64).saturating_mul(unit)
+        };
+        st.map_or(0, free) >= LEISURE_ROOM.saturating_add(self.size)
     }
 
     pub fn ready(&self) -> usize {
