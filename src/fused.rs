@@ -228,9 +228,10 @@ impl Parent {
         }
         if found == Found::Dfsd {
             log_info!("mount {}: replacing a dead mount", m.point.display());
-            mount::detach(&m.point).map_err(say("unmount"))?;
+            mount::replace(device.as_fd(), m)?;
+        } else {
+            mount::attach(device.as_fd(), m).map_err(say("mount"))?;
         }
-        mount::attach(device.as_fd(), m).map_err(say("mount"))?;
         fused.send(ParentToFused::FuseFd, Some(device));
         fused.send(ParentToFused::Startup, None);
         Ok(fused)
