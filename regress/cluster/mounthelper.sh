@@ -65,7 +65,7 @@ unmounts() {
 	must_within "$LIMIT" one_fused
 	awk -v n="$unmount_line" 'NR > n' "$(ctl log 1)" >"$CLUSTER/out"
 	grep -q "mount $1: detached" "$CLUSTER/out" || fail "not in the log"
-	grep -q "lost child\|fatal\|unmount:" "$CLUSTER/out" &&
+	grep -qE "lost child|fatal|unmount:" "$CLUSTER/out" &&
 	    fail "umount: $(cat "$CLUSTER/out")"
 	never "$1"
 }
