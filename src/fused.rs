@@ -41,7 +41,7 @@ use crate::child::Child;
 use crate::mount::{self, Found};
 use crate::Parent;
 use common::conf::{Mount, MountId};
-use common::ctl::CtlResult;
+use common::ctl::{CtlAttach, CtlResult};
 use common::log::reason;
 use common::msg::{FusedToParent, Lane, ParentToFused, ParentToRaftd, BULK_BUF, CONTROL_BUF};
 use common::proc::{Exit, Pid};
@@ -228,16 +228,21 @@ impl Parent {
         }
         if found == Found::Dfsd {
             log_info!("mount {}: replacing a dead mount", m.point.display());
-            mount::detach(&m.point).map_err(say("unmount"))?;
+            mount::replace(device.as_fd(), m)?;
+        } else {
+            mount::attach(device.as_fd(), m).map_err(say("mount"))?;
         }
-        mount::attach(device.as_fd(), m).map_err(say("mount"))?;
         fused.send(ParentToFused::FuseFd, Some(device));
         fused.send(ParentToFused::Startup, None);
         Ok(fused)
     }
 
     /// On behalf of mount_dfs(8), which is answered when the mount serves.
-    pub fn ctl_mount(&mut self, client: u32, id: MountId) {
+    pub fn ctl_mount(&mut self, client: u32, attach: CtlAttach) {
+        let id = attach.mount;
+        if let Some(narrow) = self.conf.mount(id).and_then(|m| attach.wider(m)) {
+            return self.answer(client, CtlResult::Wider(narrow));
+        }
         let slot = self.mounts.get_mut(&id);
         let result = match slot.as_ref().map(|slot| &slot.state) {
             Some(State::Running { .. }) => Err(CtlResult::AlreadyMounted),

@@ -93,8 +93,14 @@ struct Parent {
 }
 
 fn usage() -> ! {
-    eprintln!("usage: dfsd [-dnv] [-D macro=value] [-f file]");
+    eprintln!("usage: dfsd [-dnVv] [-D macro=value] [-f file]");
     std::process::exit(1)
+}
+
+/// And what has to be installed where; "make install" asks.
+fn version() -> ! {
+    println!("dfsd {} {}", env!("CARGO_PKG_VERSION"), proc::LIBEXECDIR);
+    std::process::exit(0)
 }
 
 fn options() -> Options {
@@ -105,7 +111,7 @@ fn options() -> Options {
         file: CONF_FILE.into(),
         macros: Vec::new(),
     };
-    let args = getopt::getopt(std::env::args_os().skip(1), "dD:f:nv");
+    let args = getopt::getopt(std::env::args_os().skip(1), "dD:f:nVv");
     let Some(args) = args.filter(|args| args.operands.is_empty()) else {
         usage();
     };
@@ -118,6 +124,7 @@ fn options() -> Options {
             },
             'f' => options.file = value.into(),
             'n' => options.configtest = true,
+            'V' => version(),
             _ => options.verbose = true,
         }
     }

@@ -94,6 +94,35 @@ pub fn attach(device: BorrowedFd<'_>, m: &Mount) -> io::Result<()> {
     mount::fuse_mount(device, &m.point, flags, IO_MAX as u32)
 }
 
+/// The same in the place of a dead mount of dfsd.
+///
+/// XXX In between, the bare directory can be seen and written into.  To free a
+/// mount takes the kernel tens of milliseconds, so that it is held until the
+/// new one is there; some remain, for which dfsd(8) has advice.
+pub fn replace(device: BorrowedFd<'_>, m: &Mount) -> Result<(), String> {
+    let say = |what: &'static str| move |e: io::Error| format!("{what}: {}", reason(&e));
+    // Without it all takes longer, and that is all.
+    let held = hold(&m.point);
+    detach(&m.point).map_err(say("unmount"))?;
+    attach(device, m).map_err(say("mount"))?;
+    drop(held);
+    Ok(())
+}
+
+/// The root of what is mounted there.  The file system is not asked.
+#[cfg(target_os = "linux")]
+fn hold(point: &Path) -> io::Result<fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let mut options = fs::OpenOptions::new();
+    options.read(true).custom_flags(flags).open(point)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn hold(_point: &Path) -> io::Result<()> {
+    Ok(())
+}
+
 /// Detaches what dfsd has mounted there, in use or not; nothing is no error.
 /// What its fused has not answered fails.
 pub fn detach(point: &Path) -> io::Result<()> {

@@ -18,7 +18,7 @@
 //!
 //! A request is answered by records of its kind and End, or by Result alone.
 
-use crate::conf::MountId;
+use crate::conf::{Mount, MountId};
 use crate::fs::NodeId;
 use crate::imsg::Message;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ pub enum CtlReq {
     LogVerbose(bool),
     Reload,
     Stop,
-    Mount(MountId),
+    Mount(CtlAttach),
     Umount(MountId),
 }
 
@@ -49,6 +49,63 @@ impl CtlReq {
             self,
             CtlReq::ShowSummary | CtlReq::ShowPeers | CtlReq::ShowMounts | CtlReq::ShowLog
         )
+    }
+}
+
+/// A mount of dfsd.conf to attach, and what the client takes for granted of
+/// it.  It is held against dfsd.conf and changes nothing: a mount that was
+/// narrowed at run time would be a wider one after the loss of its fused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtlAttach {
+    pub mount: MountId,
+    pub read_only: bool,
+    pub nosuid: bool,
+    pub nodev: bool,
+    pub noexec: bool,
+}
+
+impl CtlAttach {
+    /// As dfsd.conf has it, whatever that is.
+    pub fn as_is(mount: MountId) -> CtlAttach {
+        CtlAttach {
+            mount,
+            read_only: false,
+            nosuid: false,
+            nodev: false,
+            noexec: false,
+        }
+    }
+
+    /// The first that is taken for granted and not so.
+    pub fn wider(&self, conf: &Mount) -> Option<Narrow> {
+        [
+            (self.read_only, conf.read_only, Narrow::ReadOnly),
+            (self.nosuid, conf.nosuid, Narrow::Nosuid),
+            (self.nodev, conf.nodev, Narrow::Nodev),
+            (self.noexec, conf.noexec, Narrow::Noexec),
+        ]
+        .into_iter()
+        .find_map(|(want, is, narrow)| (want && !is).then_some(narrow))
+    }
+}
+
+/// What makes a mount narrower; prints as dfsd.conf has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Narrow {
+    ReadOnly,
+    Nosuid,
+    Nodev,
+    Noexec,
+}
+
+impl fmt::Display for Narrow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Narrow::ReadOnly => "read only",
+            Narrow::Nosuid => "nosuid",
+            Narrow::Nodev => "nodev",
+            Narrow::Noexec => "noexec",
+        })
     }
 }
 
@@ -206,6 +263,8 @@ pub enum CtlResult {
     NoSuchMount,
     AlreadyMounted,
     NotMounted,
+    /// Not as the client takes for granted.
+    Wider(Narrow),
     /// The mount(2) or the start of fused failed; the log says how.
     MountFailed,
     Failed,
@@ -214,6 +273,9 @@ pub enum CtlResult {
 impl fmt::Display for CtlResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            CtlResult::Wider(narrow) => {
+                return write!(f, "not {narrow} in dfsd.conf; add: {narrow} yes")
+            }
             CtlResult::Ok => "ok",
             CtlResult::Permission => "need root privileges",
             CtlResult::ConfigError => "configuration not changed: see the log",

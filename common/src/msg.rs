@@ -28,7 +28,7 @@
 //! ```
 
 use crate::conf::{Conf, Mount, MountId, Peer};
-use crate::ctl::CtlResult;
+use crate::ctl::{CtlAttach, CtlResult};
 use crate::fs::{Attr, Cookie, Cred, Dirent, FsError, InodeNo, ReqId, SetAttr, Statfs, IO_MAX};
 use crate::imsg::Message;
 use serde::{Deserialize, Serialize};
@@ -97,7 +97,7 @@ pub enum RaftdToParent {
     },
     CtlMount {
         client: u32,
-        mount: MountId,
+        mount: CtlAttach,
     },
     CtlUmount {
         client: u32,

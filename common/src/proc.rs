@@ -42,13 +42,18 @@ pub use nix::unistd::Pid;
 /// The user that raftd and fused run as.
 pub const DFSD_USER: &str = "_dfsd";
 
+/// Where the children's programs are installed, from when this was built.
+pub const LIBEXECDIR: &str = match option_env!("DFSD_LIBEXECDIR") {
+    Some(dir) => dir,
+    None => "/usr/local/libexec/dfsd",
+};
+
 /// The path of a child's program, never searched for.  The environment may
 /// name another directory, but only in the foreground, for the tests.
 pub fn libexec(program: &str, debug: bool) -> PathBuf {
-    let built_in = option_env!("DFSD_LIBEXECDIR").unwrap_or("/usr/local/libexec/dfsd");
     let dir = match std::env::var_os("DFSD_LIBEXEC") {
         Some(dir) if debug => PathBuf::from(dir),
-        _ => PathBuf::from(built_in),
+        _ => PathBuf::from(LIBEXECDIR),
     };
     dir.join(program)
 }

@@ -69,9 +69,15 @@ all_go_on() {
 
 # Frees whoever hangs, or the test would as well.
 give_up() {
-	ps -eLo pid,tid,stat,comm | grep ' D' >&2
+	case $(uname -s) in
+	Linux)	ps -eLo pid,tid,stat,comm ;;
+	*)	ps -axo pid,stat,wchan,comm ;;
+	esac | grep ' D' >&2
+	how=-f
+	[ "$(uname -s)" != Linux ] || how="-f -l"
 	for n in $NODE_LIST; do
-		umount -f -l "$(mnt "$n")"
+		# shellcheck disable=SC2086
+		umount $how "$(mnt "$n")"
 	done 2>/dev/null
 	fail "$@"
 }

@@ -134,7 +134,8 @@ table status
 row '^node 1, (leader|follower of [123]), term [0-9]+, applied [0-9]+$'
 row '^  Node Address               Role         Match    Lag  Up/Down  State$'
 for n in 1 2 3; do
-	row "^[ *]    $n $(ctl addr "$n") +(leader|follower) +[0-9]+ +[0-9]+ [0-9:]+  "
+	# The port is shown where it is not 7400.
+	row "^[ *]    $n $(ctl addr "$n")(:[0-9]+)? +(leader|follower) +[0-9]+ +[0-9]+ [0-9:]+  "
 done
 row "^[ *]    1 .*this node\$"
 row "^[ *]    2 .*  up\$"
@@ -180,7 +181,7 @@ node_gone() { [ -z "$(ctl pids 1)" ]; }
 must_within 25 node_gone
 not_mounted "$M" || fail "still mounted after stop"
 [ ! -e "$S" ] || fail "the control socket remains"
-tail -n 3 "$(ctl log 1)" | grep -q '^terminating\|: terminating$' ||
+tail -n 3 "$(ctl log 1)" | grep -qE '(^|: )terminating$' ||
     fail "no terminating in the log"
 says "dfsctl: connect: $S: No such file or directory" dfsctl 1 status
 must_within "$LIMIT" is_there "$(mnt 2)/last"

@@ -46,6 +46,8 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 libc = ctypes.CDLL(None, use_errno=True)
+# Linux has it, OpenBSD has not.
+HAVE_RENAMEAT2 = hasattr(libc, "renameat2")
 
 
 def at(*names):

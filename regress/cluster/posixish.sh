@@ -74,22 +74,23 @@ for path in at("p"):
 put(f"{A}/one", b"one")
 put(f"{A}/two", b"two")
 everywhere("two")
-fails(errno.EEXIST, renameat2, f"{B}/one", f"{B}/two", RENAME_NOREPLACE)
-renameat2(f"{B}/one", f"{B}/three", RENAME_NOREPLACE)
-everywhere("three")
-nowhere("one")
-fails(errno.ENOENT, renameat2, f"{C}/none", f"{C}/two", RENAME_EXCHANGE)
-fails(errno.ENOENT, renameat2, f"{C}/two", f"{C}/none", RENAME_EXCHANGE)
-renameat2(f"{C}/two", f"{C}/three", RENAME_EXCHANGE)
-for path in at():
-    eventually(lambda: get(path + "/two") == b"one" and get(path + "/three") == b"two", path)
-# A file and a directory change places, and with them the count of links.
-renameat2(f"{A}/two", f"{A}/p/moved", RENAME_EXCHANGE)
-for path in at():
-    eventually(lambda: os.path.isdir(path + "/two") and os.path.isfile(path + "/p/moved"), path)
-    same(get(path + "/p/moved"), b"one")
-    same(get(path + "/two/two"), b"one")
-    eventually(lambda: os.stat(path + "/p").st_nlink == 2, path)
+if HAVE_RENAMEAT2:
+    fails(errno.EEXIST, renameat2, f"{B}/one", f"{B}/two", RENAME_NOREPLACE)
+    renameat2(f"{B}/one", f"{B}/three", RENAME_NOREPLACE)
+    everywhere("three")
+    nowhere("one")
+    fails(errno.ENOENT, renameat2, f"{C}/none", f"{C}/two", RENAME_EXCHANGE)
+    fails(errno.ENOENT, renameat2, f"{C}/two", f"{C}/none", RENAME_EXCHANGE)
+    renameat2(f"{C}/two", f"{C}/three", RENAME_EXCHANGE)
+    for path in at():
+        eventually(lambda: get(path + "/two") == b"one" and get(path + "/three") == b"two", path)
+    # A file and a directory change places, and with them the count of links.
+    renameat2(f"{A}/two", f"{A}/p/moved", RENAME_EXCHANGE)
+    for path in at():
+        eventually(lambda: os.path.isdir(path + "/two") and os.path.isfile(path + "/p/moved"), path)
+        same(get(path + "/p/moved"), b"one")
+        same(get(path + "/two/two"), b"one")
+        eventually(lambda: os.stat(path + "/p").st_nlink == 2, path)
 
 # --- links
 put(f"{A}/l1", b"linked")

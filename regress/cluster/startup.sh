@@ -119,8 +119,16 @@ refuses "no mount point" "mount $T/mnt: No such file or directory"
 refuses "mount point is a file" "mount $T/mnt: not a directory"
 rm "$T/mnt"
 mkdir "$T/mnt"
-conf "s|$T/mnt|/proc|"
-refuses "mount point of another file system" "mount /proc: already mounted"
+# One that is there anyway: /proc, or what mount(8) shows first of those that
+# do not contain this test.
+at=/proc
+[ "$(uname -s)" = Linux ] || at=$(mount | awk -v t="$T/" '
+	$3 != "/" && index(t, $3 "/") != 1 { print $3; exit }')
+if [ -n "$at" ]; then
+	conf "s|$T/mnt|$at|"
+	refuses "mount point of another file system" \
+	    "mount $at: already mounted"
+fi
 conf
 echo "mount \"$T/mnt\" { read only yes }" >>"$T/conf"
 refuses "mount point twice" "$T/conf:"

@@ -20,8 +20,8 @@
 
 use common::conf::MountId;
 use common::ctl::{
-    CtlLog, CtlMount, CtlPeer, CtlRep, CtlReq, CtlResult, CtlSummary, MountState, PeerState, Role,
-    CTL_FRAME_MAX,
+    CtlAttach, CtlLog, CtlMount, CtlPeer, CtlRep, CtlReq, CtlResult, CtlSummary, MountState,
+    PeerState, Role, CTL_FRAME_MAX,
 };
 use common::fs::NodeId;
 use common::imsg::Imsgbuf;
@@ -392,7 +392,13 @@ fn mounts_by_name() {
         let mut command = mount_dfs(&socket.0, &[name]);
         command.current_dir(&dir);
         let (asked, out) = socket.serve(command, &[&shown, ok]);
-        assert_eq!(asked, [CtlReq::ShowMounts, CtlReq::Mount(MountId(id))]);
+        assert_eq!(
+            asked,
+            [
+                CtlReq::ShowMounts,
+                CtlReq::Mount(CtlAttach::as_is(MountId(id)))
+            ]
+        );
         assert_eq!((out.status.code(), text(&out.stderr)), (Some(0), "".into()));
     }
 
@@ -418,7 +424,7 @@ fn mounts_by_name() {
     let out = mount_dfs(&socket.0, &[]).output().expect("run");
     assert_eq!(
         text(&out.stderr),
-        "usage: mount_dfs [-u] [-s socket] directory\n"
+        "usage: mount_dfs [-uv] [-o options] [-s socket] [spec] directory\n"
     );
     fs::remove_dir_all(&dir).expect("rmdir");
 }

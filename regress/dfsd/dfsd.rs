@@ -35,11 +35,16 @@ fn dfsd(args: &[&str]) -> Output {
 
 #[test]
 fn options() {
-    let usage = "usage: dfsd [-dnv] [-D macro=value] [-f file]\n";
+    let usage = "usage: dfsd [-dnVv] [-D macro=value] [-f file]\n";
     for args in [&["-x"][..], &["-f"], &["-n", "conf"]] {
         let out = dfsd(args);
         assert_eq!((out.status.code(), text(&out)), (Some(1), usage.into()));
     }
+    let out = dfsd(&["-V"]);
+    let want = concat!("dfsd ", env!("CARGO_PKG_VERSION"), " /");
+    let version = String::from_utf8(out.stdout).expect("UTF-8");
+    assert!(version.starts_with(want), "{version}");
+    assert_eq!(out.status.code(), Some(0));
     let out = dfsd(&["-n", "-Dself"]);
     assert_eq!(text(&out), "dfsd: could not parse macro definition self\n");
     assert_eq!(out.status.code(), Some(1));
