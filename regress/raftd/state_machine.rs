@@ -847,22 +847,23 @@ struct Tmpfs(PathBuf);
 
 impl Tmpfs {
     fn mount(dir: PathBuf, size: &str) -> Option<Tmpfs> {
-        let flags = nix::mount::MsFlags::empty();
-        let options = format!("size={size}");
-        let done = nix::mount::mount(
-            Some("tmpfs"),
-            &dir,
-            Some("tmpfs"),
-            flags,
-            Some(options.as_str()),
-        );
-        done.ok().map(|()| Tmpfs(dir))
+        let mut mount = Process::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
+        let done = mount.arg(&dir).status();
+        done.is_ok_and(|status| status.success())
+            .then(|| Tmpfs(dir))
     }
 }
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+        // Also when it is busy, whichever of the two is known here.
+        for how in ["-l", "-f"] {
+            let done = Process::new("umount").arg(how).arg(&self.0).status();
+            if done.is_ok_and(|status| status.success()) {
+                return;
+            }
+        }
     }
 }
 
