@@ -35,6 +35,7 @@ use common::log::{self, reason};
 use common::msg::{ParentToRaftd, RaftdToParent};
 use common::proc::{self, Exit};
 use common::sys::daemon::daemon;
+use common::sys::mount::FUSE_DEVICE;
 use common::sys::poll::{poll, PollFd, PollFlags};
 use common::sys::privilege::User;
 use common::sys::signal::{Signal, Signals};
@@ -262,7 +263,7 @@ fn narrow(conf: &Conf, debug: bool) -> io::Result<()> {
     unveil(Path::new("/"), "r")?;
     // To remove it.
     unveil(&conf.socket, "rwc")?;
-    for device in ["/dev/fuse0", "/dev/null"] {
+    for device in [FUSE_DEVICE, "/dev/null"] {
         unveil(Path::new(device), "rw")?;
     }
     for program in ["raftd", "fused"] {

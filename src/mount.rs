@@ -28,9 +28,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Whether a mount can be detached without asking the process that serves it.
-/// Where it cannot, that process has to be gone before.
-pub const DETACH_IS_LOCAL: bool = cfg!(not(target_os = "openbsd"));
+pub use common::sys::mount::DETACH_IS_LOCAL;
 
 /// More are never stacked on one point, unless somebody wants to see us loop.
 const STACKED_MAX: u32 = 64;
@@ -102,24 +100,10 @@ pub fn attach(device: BorrowedFd<'_>, m: &Mount) -> io::Result<()> {
 pub fn replace(device: BorrowedFd<'_>, m: &Mount) -> Result<(), String> {
     let say = |what: &'static str| move |e: io::Error| format!("{what}: {}", reason(&e));
     // Without it all takes longer, and that is all.
-    let held = hold(&m.point);
+    let held = mount::hold(&m.point);
     detach(&m.point).map_err(say("unmount"))?;
     attach(device, m).map_err(say("mount"))?;
     drop(held);
-    Ok(())
-}
-
-/// The root of what is mounted there.  The file system is not asked.
-#[cfg(target_os = "linux")]
-fn hold(point: &Path) -> io::Result<fs::File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    let mut options = fs::OpenOptions::new();
-    options.read(true).custom_flags(flags).open(point)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn hold(_point: &Path) -> io::Result<()> {
     Ok(())
 }
 

@@ -12,10 +12,16 @@
 // ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
 // OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
 
-//! Calls on open files that std has not.  raftd only; they block.
+//! Open files: calls that std has not, which block, and what the system
+//! promises about a map.  raftd only.
 
 use std::io;
 use std::os::fd::AsFd;
+
+/// Whether a map of a file shows what write(2) puts there, and read(2) what is
+/// stored through the map.  OpenBSD has no unified buffer cache: there, each
+/// file is either mapped or read and written, never both at a time.
+pub const MAP_SHOWS_WRITES: bool = cfg!(not(target_os = "openbsd"));
 
 /// Brings all of the file system of `fd` to the disk at once.  None where no
 /// call does that and also tells errors.

@@ -15,6 +15,20 @@
 //! What the operating systems do differently, one file per concern, with
 //! OpenBSD and Linux side by side.  The only place with `unsafe`; runs in all
 //! processes and decides nothing.
+//!
+//! What else may ask for the system, and why; `regress/walls` reads this list:
+//!
+//! | file                       | what differs                               |
+//! | -------------------------- | ------------------------------------------ |
+//! | fused/src/cache.rs         | whether the kernel takes notifications     |
+//! | fused/src/device.rs        | how many threads may read the device       |
+//! | fused/src/ops.rs           | the error that a lookup may answer         |
+//! | raftd/src/fused/request.rs | whether the kernel judges ownership        |
+//! | regress/dfsd/dir.rs        | the option of umount(8)                    |
+//! | regress/fused/posix.rs     | calls that Linux alone has                 |
+//! | regress/imsg/proc.rs       | what can be seen of another process        |
+//!
+//! And raftd/Cargo.toml: which semaphores LMDB has.
 
 pub mod bind;
 pub mod clock;

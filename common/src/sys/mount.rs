@@ -33,11 +33,15 @@ pub const FSTYPE: &str = if cfg!(target_os = "openbsd") {
     "fuse.dfs"
 };
 
-const FUSE_DEVICE: &str = if cfg!(target_os = "openbsd") {
+pub const FUSE_DEVICE: &str = if cfg!(target_os = "openbsd") {
     "/dev/fuse0"
 } else {
     "/dev/fuse"
 };
+
+/// Whether a mount can be detached without asking the process that serves it.
+/// Where it cannot, that process has to be gone before.
+pub const DETACH_IS_LOCAL: bool = cfg!(not(target_os = "openbsd"));
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MountFlags {
@@ -115,16 +119,22 @@ pub fn unmount(point: &Path) -> io::Result<()> {
     Ok(umount(point, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH)?)
 }
 
-/// The same, but `point` stays attached.  To kill the process is not enough
+/// The root of what is mounted there, which stays busy as long as this lives.
+/// The file system is not asked.
+#[cfg(not(target_os = "openbsd"))]
+pub fn hold(point: &Path) -> io::Result<OwnedFd> {
+    use nix::fcntl::{open, OFlag};
+    use nix::sys::stat::Mode;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(open(point, flags, Mode::empty())?)
+}
+
+/// Like `unmount`, but `point` stays attached.  To kill the process is not enough
 /// where it waits, in a notification, for a lock of somebody who waits for it.
 #[cfg(not(target_os = "openbsd"))]
 pub fn abort(point: &Path) -> io::Result<()> {
-    use nix::fcntl::{open, OFlag};
     use nix::mount::MntFlags;
-    use nix::sys::stat::Mode;
-    // Open like this it is busy, and the file system is not asked.
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let _busy = open(point, flags, Mode::empty())?;
+    let _busy = hold(point)?;
     match umount(point, MntFlags::MNT_FORCE) {
         Err(nix::Error::EBUSY) => Ok(()),
         other => Ok(other?),
@@ -252,6 +262,12 @@ pub fn unmount(point: &Path) -> io::Result<()> {
 #[cfg(target_os = "openbsd")]
 pub fn unmount_unused(point: &Path) -> io::Result<()> {
     unmount(point)
+}
+
+/// Nothing can be opened here without asking the file system.
+#[cfg(target_os = "openbsd")]
+pub fn hold(_point: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// Nothing to do: there are no notifications, and a killed process ends.

@@ -65,10 +65,10 @@ pub const MEMBERSHIP: &[u8] = b"!membership";
 /// Version of keys and values; moves when an old raftd could not read them.
 const FORMAT: u32 = 1;
 
-/// OpenBSD has no unified buffer cache: without a writable map LMDB would not
-/// read there what it wrote.  On Linux such a map is forbidden, since each
-/// commit would flush all of it.
-const WRITE_MAP: bool = cfg!(target_os = "openbsd");
+/// Where a map does not show what was written to the file, LMDB must write
+/// through the map too, or it would not read what it wrote.  Elsewhere such a
+/// map is forbidden, since each commit would flush all of it.
+const WRITE_MAP: bool = !common::sys::file::MAP_SHOWS_WRITES;
 
 /// Size of the map unless the caller knows better.  Where the file grows on
 /// demand this is only a bound; a writable map is allocated in full.
