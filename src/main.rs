@@ -38,6 +38,7 @@ use common::sys::daemon::daemon;
 use common::sys::mount::FUSE_DEVICE;
 use common::sys::poll::{poll, PollFd, PollFlags};
 use common::sys::privilege::User;
+use common::sys::release;
 use common::sys::signal::{Signal, Signals};
 use common::sys::unveil::{unveil, unveil_lock};
 use common::{fatal, fatalx, log_info, log_warnx};
@@ -152,6 +153,10 @@ fn main() {
         Ok(user) => user,
         Err(e) => fatalx!("{e}"),
     };
+    // Before daemon(3), so that whoever starts it reads it.
+    if let Err(e) = release::check() {
+        fatalx!("{e}");
+    }
 
     log::log_init("dfsd", options.debug, options.verbose);
     if !options.debug {

@@ -43,6 +43,7 @@ pub mod poll;
 pub mod privilege;
 pub mod process;
 pub mod random;
+pub mod release;
 pub mod rlimit;
 pub mod signal;
 pub mod socket;
