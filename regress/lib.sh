@@ -18,6 +18,8 @@
 #	TOP		the source tree
 #	BIN		where the binaries are (target/release)
 #	CLUSTER		the directory of the cluster that ctl drives
+#	CARGO, PATH, RUST_SOURCE, PATCHED
+#			set by the functions that look for a compiler
 #
 # A cluster script begins with
 #
@@ -74,6 +76,95 @@ find_cargo() {
 		return 0
 	done
 	return 1
+}
+
+# Sets RUST_SOURCE, where the source of the library of cargo's rustc is, if it
+# is there.
+rust_source() {
+	RUST_SOURCE=$(rustc --print sysroot)/lib/rustlib/src/rust/library
+	[ -e "$RUST_SOURCE/std/Cargo.toml" ]
+}
+
+# The same, if need be with the system's Rust instead of the one found first.
+find_rust_source() {
+	rust_source && return
+	CARGO=/usr/bin/cargo
+	find_cargo && rust_source
+}
+
+# Goes where cargo is to run.  For OpenBSD that is a second tree, of links to
+# this one, but with the crate fuser as the port patches it.
+source_tree() {
+	cd "$TOP" || exit 1
+	[ "$(uname -s)" = OpenBSD ] || return 0
+	patched_tree
+	CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$TOP/target}
+	export CARGO_TARGET_DIR
+	cd "$PATCHED/tree" || exit 1
+}
+
+# Makes that tree, PATCHED/tree.  Its Cargo.toml and Cargo.lock are those of
+# this one, but say where the patched copy is.
+patched_tree() {
+	PATCHED=${CARGO_TARGET_DIR:-$TOP/target}/openbsd
+	mkdir -p "$PATCHED/tree" && PATCHED=$(cd "$PATCHED" && pwd -P) || exit 1
+	patched_version=$(awk '$1 == "name" { fuser = $3 == "\"fuser\"" }
+	    fuser && $1 == "version" { gsub("\"", "", $3); print $3 }' \
+	    "$TOP/Cargo.lock")
+	# As cargo's module of the ports tree has it, and so the patches.
+	patched_crate=modcargo-crates/fuser-$patched_version
+	patched_fuser
+	rm -f "$PATCHED/tree"/*
+	for patched_file in "$TOP"/*; do
+		case ${patched_file##*/} in
+		Cargo.*|target) ;;
+		*)	ln -s "$patched_file" "$PATCHED/tree/" || exit 1 ;;
+		esac
+	done
+	{
+		cat "$TOP/Cargo.toml"
+		echo "[patch.crates-io]"
+		echo "fuser = { path = \"$PATCHED/$patched_crate\" }"
+	} >"$PATCHED/tree/Cargo.toml"
+	awk '$1 == "name" { fuser = $3 == "\"fuser\"" }
+	    !fuser || $1 != "source" && $1 != "checksum"' \
+	    "$TOP/Cargo.lock" >"$PATCHED/tree/Cargo.lock"
+}
+
+# The copy is made anew, but if the one of the last time is the same that one
+# stays, for cargo goes by the times of files.
+patched_fuser() {
+	patched_new=$PATCHED/new
+	patched_from=$("$CARGO" metadata --locked --format-version 1 \
+	    --filter-platform x86_64-unknown-openbsd \
+	    --manifest-path "$TOP/Cargo.toml" |
+	    tr , '\n' | sed -n 's/^"manifest_path":"\(.*\)\/Cargo.toml"$/\1/p' |
+	    grep "/fuser-$patched_version\$")
+	[ -n "$patched_from" ] || fail "fuser $patched_version: not found"
+	rm -rf "$patched_new"
+	mkdir -p "$patched_new/modcargo-crates" &&
+	    cp -Rp "$patched_from" "$patched_new/$patched_crate" || exit 1
+	for patched_by in "$TOP"/etc/ports/*/dfsd/patches/patch-*_fuser-*; do
+		case ${patched_by##*/} in
+		"patch-$(echo "$patched_crate" | tr /. __)"_*) ;;
+		*)	fail "Cargo.lock has fuser $patched_version:" \
+			    "make anew, or remove, ${patched_by#"$TOP"/}" ;;
+		esac
+		patch -s -N -F 0 -p 0 -d "$patched_new" -i "$patched_by" >&2 ||
+		    fail "${patched_by##*/}: does not apply"
+	done
+	# What the compiler warns of in there is not for us to mend.
+	patched_lib=$patched_new/$patched_crate/src/lib.rs
+	{
+		echo '#![allow(warnings)]'
+		cat "$patched_lib"
+	} >"$patched_new/lib.rs" && mv "$patched_new/lib.rs" "$patched_lib"
+	if ! diff -r "$patched_new/modcargo-crates" "$PATCHED/modcargo-crates" \
+	    >/dev/null 2>&1; then
+		rm -rf "$PATCHED/modcargo-crates"
+		mv "$patched_new/modcargo-crates" "$PATCHED/" || exit 1
+	fi
+	rm -rf "$patched_new"
 }
 
 # --- results --------------------------------------------------------------
