@@ -201,12 +201,16 @@ pub struct Meta {
 impl Meta {
     /// Opens the store in a directory, and makes it there if there is none.
     pub fn open(dir: &Path, map_size: usize) -> Result<Meta, MetaError> {
-        let map_size = if WRITE_MAP {
+        Meta::open_as(dir, map_size, WRITE_MAP)
+    }
+
+    fn open_as(dir: &Path, map_size: usize, write_map: bool) -> Result<Meta, MetaError> {
+        let map_size = if write_map {
             preallocate(dir, map_size)?
         } else {
             map_size
         };
-        let env = open_env(dir, map_size)?;
+        let env = open_env(dir, map_size, write_map)?;
         let txn = env.write_txn()?;
         let db = env
             .create_databases_and_commit(txn, |opener, txn| {
@@ -309,10 +313,10 @@ impl Meta {
 }
 
 #[allow(unsafe_code)]
-fn open_env(dir: &Path, map_size: usize) -> Result<Env<WithoutTls>, MetaError> {
+fn open_env(dir: &Path, map_size: usize, write_map: bool) -> Result<Env<WithoutTls>, MetaError> {
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     options.map_size(map_size).max_readers(MAX_READERS);
-    if WRITE_MAP {
+    if write_map {
         // SAFETY: a writable map needs that nobody else writes to the file or
         // to stray addresses of the map; the first is the reason for the lock
         // on the data directory, the second that the rest of raftd is safe.
@@ -351,7 +355,7 @@ fn preallocate(dir: &Path, map_size: usize) -> Result<usize, MetaError> {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
             _ => fs::create_dir(&new)?,
         }
-        let env = open_env(&new, HEAD)?;
+        let env = open_env(&new, HEAD, true)?;
         env.force_sync()?;
         env.prepare_for_closing().wait();
         let file = File::options()
@@ -788,14 +792,27 @@ mod tests {
         let stat = fs::metadata(dir.0.join("data.mdb")).unwrap();
         assert_eq!(stat.len(), 2 * MIB as u64);
         assert!(stat.blocks() * 512 >= 2 * MIB as u64);
-        let meta = Meta::open(&dir.0, 2 * MIB).unwrap();
+        // As OpenBSD has it, whatever system this is.
+        let open = |size| Meta::open_as(&dir.0, size, true).unwrap();
+        let meta = open(2 * MIB);
         put(&meta, &[("a", "1")]);
         checkpoint(&meta);
+        put(&meta, &[("b", "2")]);
+        checkpoint(&meta);
+        assert_eq!(all(&meta.read(), "", ""), "a=1 b=2");
         drop(meta);
         assert_eq!(preallocate(&dir.0, 3 * MIB).unwrap(), 3 * MIB);
         assert_eq!(preallocate(&dir.0, MIB).unwrap(), 3 * MIB);
-        let meta = Meta::open(&dir.0, 3 * MIB).unwrap();
-        assert_eq!(all(&meta.read(), "", ""), "a=1");
+        let meta = open(MIB);
+        assert_eq!(meta.map_size, 3 * MIB);
+        put(&meta, &[("a", "3")]);
+        checkpoint(&meta);
+        drop(meta);
+        assert_eq!(all(&open(3 * MIB).read(), "", ""), "a=3 b=2");
+        // Nothing was cut off, nor grown into a hole.
+        let stat = fs::metadata(dir.0.join("data.mdb")).unwrap();
+        assert_eq!(stat.len(), 3 * MIB as u64);
+        assert!(stat.blocks() * 512 >= 3 * MIB as u64);
     }
 
     /// Two keys always move together; no reader ever sees them apart, and
