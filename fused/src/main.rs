@@ -37,7 +37,7 @@ use common::msg::{FusedToParent, PARENT_FRAME_MAX};
 use common::proc::{child_init, drop_privileges, setproctitle};
 use common::sys::pledge::pledge;
 use common::sys::rlimit::raise_nofile;
-use common::{fatal, log_debug, sys};
+use common::{fatal, fatalx, log_debug, sys};
 use std::path::Path;
 use std::process::exit;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -57,6 +57,17 @@ fn usage() -> ! {
     exit(1)
 }
 
+/// A panic ends the process, and the log has to say why.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.payload_as_str().unwrap_or("no text");
+        match info.location() {
+            Some(at) => fatalx!("panic: {text}: {at}"),
+            None => fatalx!("panic: {text}"),
+        }
+    }));
+}
+
 fn main() {
     sys::malloc::limit_arenas();
     let (mut debug, mut verbose) = (false, false);
@@ -68,6 +79,7 @@ fn main() {
         }
     }
     let fd = child_init("fused", debug, verbose);
+    log_panics();
     let nofile = match raise_nofile(NOFILE) {
         Ok(nofile) => nofile,
         Err(e) => fatal!(e, "setrlimit"),
