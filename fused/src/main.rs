@@ -24,6 +24,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod backing;
 mod cache;
 mod device;
@@ -107,7 +108,8 @@ fn main() {
     let (control, control_reader) = raftd::Lane::new(setup.control);
     let (bulk, bulk_reader) = raftd::Lane::new(setup.bulk);
     let cap = nofile.saturating_sub(NOFILE_OWN) as usize;
-    let ops = ops::Ops::new(setup.mount, control, bulk, cap);
+    let readers = device::readers(&setup.device);
+    let ops = ops::Ops::new(setup.mount, control, bulk, cap, readers);
     raftd::start(&ops, control_reader);
     raftd::start(&ops, bulk_reader);
     backing::start(&ops);
