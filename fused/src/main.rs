@@ -59,12 +59,12 @@ fn usage() -> ! {
 }
 
 /// A panic ends the process, and the log has to say why.
-fn log_panics() {
-    std::panic::set_hook(Box::new(|info| {
+fn log_panics(what: &'static str) {
+    std::panic::set_hook(Box::new(move |info| {
         let text = info.payload_as_str().unwrap_or("no text");
         match info.location() {
-            Some(at) => fatalx!("panic: {text}: {at}"),
-            None => fatalx!("panic: {text}"),
+            Some(at) => fatalx!("{what}: {text}: {at}"),
+            None => fatalx!("{what}: {text}"),
         }
     }));
 }
@@ -80,7 +80,7 @@ fn main() {
         }
     }
     let fd = child_init("fused", debug, verbose);
-    log_panics();
+    log_panics("panic");
     let nofile = match raise_nofile(NOFILE) {
         Ok(nofile) => nofile,
         Err(e) => fatal!(e, "setrlimit"),
@@ -114,10 +114,13 @@ fn main() {
     raftd::start(&ops, bulk_reader);
     backing::start(&ops);
     ops::start(&ops);
+    // What a kernel before OpenBSD 8.0 says first the library chokes on.
+    log_panics("FUSE device: unknown protocol");
     let serve = match device::open(setup.device, &ops) {
         Ok(serve) => serve,
         Err(e) => fatal!(e, "FUSE device"),
     };
+    log_panics("panic");
 
     let ready = parent.compose(&FusedToParent::Ready, 0, None, &[]);
     if let Err(e) = ready {

@@ -130,6 +130,17 @@ pub fn mount(options: Options) -> Option<Mount> {
     Some(mount)
 }
 
+/// A fused that waits for its kernel to say something.
+pub fn unmounted() -> Option<(Fused, Arc<Device>)> {
+    if let Some(missing) = missing(false) {
+        println!("SKIPPED: {missing}");
+        return None;
+    }
+    let (device, theirs) = Device::new();
+    let (fused, _) = Fused::start(directory(), theirs, Options::default());
+    Some((fused, device))
+}
+
 /// The same, of the played kernel.
 pub fn openbsd(options: Options) -> Option<OpenBsd> {
     if let Some(missing) = missing(false) {
@@ -204,7 +215,7 @@ impl Fused {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap()
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 }
 
@@ -215,6 +226,7 @@ impl Drop for Fused {
         if std::thread::panicking() {
             eprint!("{}", self.log());
         }
+        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -253,7 +265,6 @@ impl Drop for Mount {
         let _ = self.fused.child.kill();
         let _ = self.fused.child.wait();
         let _ = self.unmount();
-        let _ = fs::remove_dir_all(&self.fused.dir);
     }
 }
 
@@ -291,10 +302,8 @@ impl Drop for OpenBsd {
         self.played.device.hang_up();
         let _ = self.fused.child.kill();
         let _ = self.fused.child.wait();
-        let _ = fs::remove_dir_all(self.fused.dir.join("backing"));
         if !std::thread::panicking() {
             self.check();
-            let _ = fs::remove_dir_all(&self.fused.dir);
         }
     }
 }

@@ -34,7 +34,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::Result;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 const ROOT: u64 = 1;
@@ -78,6 +78,7 @@ struct Vnodes {
     device: Arc<Device>,
     table: Mutex<HashMap<u64, Locked>>,
     lookups: AtomicU64,
+    keeps: AtomicBool,
 }
 
 /// A mount of the played kernel, with what serves it.
@@ -142,7 +143,8 @@ impl Vnodes {
 
     /// Takes the vnode of somebody who may still be using the number.
     fn reclaim_some(&self) {
-        if self.lookups.fetch_add(1, Ordering::Relaxed) % RECLAIM != RECLAIM - 1 {
+        let lookups = self.lookups.fetch_add(1, Ordering::Relaxed) + 1;
+        if lookups % RECLAIM != 0 || self.keeps.load(Ordering::Relaxed) {
             return;
         }
         let mut table = self.table.lock().unwrap();
@@ -208,6 +210,7 @@ impl Played {
             device: device.clone(),
             table: Mutex::default(),
             lookups: AtomicU64::new(0),
+            keeps: AtomicBool::new(false),
         };
         Played {
             tree,
@@ -392,6 +395,11 @@ impl Played {
             n += u32_at(&written, 0) as usize;
         }
         Ok(n)
+    }
+
+    /// From now on nothing is reclaimed by itself.
+    pub fn keep_vnodes(&self) {
+        self.vnodes.keeps.store(true, Ordering::Relaxed);
     }
 
     /// All that is not open is reclaimed.
