@@ -70,7 +70,10 @@ fn a_failed_write_is_reported_once() {
     m.tree.refuse_held(FsError::Io);
     wait_until("the error", || match f.write_at(b"N", 0) {
         Ok(_) => false,
-        Err(e) => e.raw_os_error() == Some(Errno::EIO as i32),
+        failed => {
+            assert_eq!(errno(failed), Errno::EIO);
+            true
+        }
     });
     f.write_all_at(b"new", 0).unwrap();
     assert_eq!(fs::read(m.path("f")).unwrap(), b"new bytes");
@@ -293,6 +296,7 @@ fn unmounting_ends_it_well() {
     };
     fs::write(m.path("f"), b"text").unwrap();
     m.unmount().unwrap();
-    assert_eq!(m.wait_exit().code(), Some(0));
+    let status = m.wait_exit();
+    assert_eq!(status.code(), Some(0), "{status}");
     assert_eq!(m.tree.contents("f"), b"text");
 }

@@ -24,6 +24,7 @@ mod client;
 mod coherence;
 mod faults;
 mod kernel;
+mod malformed;
 mod openbsd;
 mod posix;
 mod tree;

@@ -1028,7 +1028,11 @@ impl State {
                 FsRep::Opened { attr }
             }
             FsOp::Read { ino, offset, size } => {
-                *bytes = self.get(*ino)?.read(*offset, *size as usize);
+                let inode = self.get(*ino)?;
+                if !inode.attr.is_file() {
+                    return Err(FsError::IsDir);
+                }
+                *bytes = inode.read(*offset, *size as usize);
                 FsRep::Data {
                     len: bytes.len() as u32,
                 }
