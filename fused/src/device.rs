@@ -106,7 +106,7 @@ struct Device {
 /// gone; a socket, with a kernel of another kind behind it, ends for one.
 pub fn readers(device: &OwnedFd) -> usize {
     let stat = nix::sys::stat::fstat(device);
-    let is_device = stat.is_ok_and(|st| u32::from(st.st_mode) & S_IFMT == S_IFCHR);
+    let is_device = stat.is_ok_and(|st| st.st_mode & S_IFMT == S_IFCHR);
     match cfg!(target_os = "linux") && is_device {
         true => READERS,
         false => 1,

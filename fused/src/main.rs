@@ -61,7 +61,9 @@ fn usage() -> ! {
 /// A panic ends the process, and the log has to say why.
 fn log_panics(what: &'static str) {
     std::panic::set_hook(Box::new(move |info| {
-        let text = info.payload_as_str().unwrap_or("no text");
+        let text = info.payload().downcast_ref::<&str>().copied();
+        let string = info.payload().downcast_ref::<String>();
+        let text = text.or(string.map(String::as_str)).unwrap_or("no text");
         match info.location() {
             Some(at) => fatalx!("{what}: {text}: {at}"),
             None => fatalx!("{what}: {text}"),

@@ -130,6 +130,8 @@ pub trait Client: Sync {
 }
 
 impl From<nix::sys::stat::FileStat> for Stat {
+    // Not everywhere of the same width.
+    #[allow(clippy::unnecessary_cast)]
     fn from(st: nix::sys::stat::FileStat) -> Self {
         Stat {
             ino: st.st_ino,

@@ -342,6 +342,34 @@ fn a_failed_write_is_told_to_whoever_could_have_made_it() {
 }
 
 #[test]
+fn synchronous_if_the_first_is() {
+    let Some(mut m) = openbsd(Options::default()) else {
+        return;
+    };
+    m.put("f", b"old").unwrap();
+    for (first, second) in [
+        (WRITE | OFlag::O_SYNC, WRITE),
+        (WRITE, WRITE | OFlag::O_SYNC),
+    ] {
+        let (f, g) = (
+            m.open("f", first, 0).unwrap(),
+            m.open("f", second, 0).unwrap(),
+        );
+        m.tree.set_mode(Mode::Refuse(FsError::NoSpace));
+        if first.contains(OFlag::O_SYNC) {
+            assert_eq!(m.pwrite(&g, b"new", 0), Err(Errno::ENOSPC));
+        } else {
+            assert_eq!(m.pwrite(&g, b"new", 0), Ok(3));
+            assert_eq!(m.fsync(&g), Err(Errno::ENOSPC));
+        }
+        m.tree.set_mode(Mode::Apply);
+        m.close(f).unwrap();
+        m.close(g).unwrap();
+    }
+    m.end();
+}
+
+#[test]
 fn forgotten_and_still_used() {
     let Some(mut m) = openbsd(Options::default()) else {
         return;

@@ -144,7 +144,7 @@ impl Vnodes {
     /// Takes the vnode of somebody who may still be using the number.
     fn reclaim_some(&self) {
         let lookups = self.lookups.fetch_add(1, Ordering::Relaxed) + 1;
-        if lookups % RECLAIM != 0 || self.keeps.load(Ordering::Relaxed) {
+        if !lookups.is_multiple_of(RECLAIM) || self.keeps.load(Ordering::Relaxed) {
             return;
         }
         let mut table = self.table.lock().unwrap();
