@@ -200,6 +200,84 @@ fn what_is_kept_does_not_outlive_a_change() {
     m.end();
 }
 
+/// All that can be seen of these files is what the tree has.
+fn compare(m: &OpenBsd, paths: &[String], step: &str) {
+    // Whatever was told before, fused has read once it answers this.
+    m.tree.revoke_and_wait("");
+    for path in paths {
+        if !m.tree.is_there(path) {
+            assert_eq!(fails(m.stat(path)), Errno::ENOENT, "{step}: {path}");
+            continue;
+        }
+        let (st, attr) = (m.stat(path).unwrap(), m.tree.attr(path));
+        let told = (st.ino, st.size, st.mode, st.nlink);
+        let is = (attr.ino.0, attr.size, attr.mode, u64::from(attr.nlink));
+        assert_eq!(told, is, "{step}: {path}");
+        assert_eq!(st.mtime.0, attr.mtime.sec, "{step}: {path}");
+        assert_eq!(st.mtime.1, i64::from(attr.mtime.nsec), "{step}: {path}");
+        if attr.is_file() {
+            assert!(
+                read_small(m, path) == m.tree.contents(path),
+                "{step}: {path}"
+            );
+        }
+    }
+    for dir in ["", "d"] {
+        let (st, attr) = (m.stat(dir).unwrap(), m.tree.attr(dir));
+        assert_eq!(st.mtime.1, i64::from(attr.mtime.nsec), "{step}: {dir}");
+    }
+}
+
+#[test]
+fn whatever_is_done_by_whom() {
+    let Some(mut m) = openbsd(Options::default()) else {
+        return;
+    };
+    m.mkdir("d", 0o777).unwrap();
+    let paths: Vec<String> = ["a", "b", "c", "d/a", "d/b"].map(String::from).to_vec();
+    let mut random = 0x1234_5678_9abc_def1_u64;
+    let mut next = |n: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % n
+    };
+    for i in 0..1500 {
+        if i == 1000 {
+            m.keep_vnodes();
+        }
+        let (path, to) = (&paths[next(5) as usize], &paths[next(5) as usize]);
+        let there = m.tree.is_there(path);
+        let (size, byte) = (next(9000), vec![i as u8; 1 + next(300) as usize]);
+        let (what, ours) = (next(6), next(2) == 0);
+        let step = format!("step {i}: {what} {path} {to} {size}, by us: {ours}");
+        match (what, ours) {
+            (0, true) if !there => m.put(path, &byte).unwrap(),
+            (0, false) if !there => m.tree.create(path, &byte),
+            _ if !there => continue,
+            (0, _) if !m.tree.is_there(to) => m.link(path, to).unwrap(),
+            (0 | 1, true) => {
+                let f = m.open(path, BOTH, 0).unwrap();
+                read_small(&m, path);
+                m.pwrite(&f, &byte, size).unwrap();
+                m.close(f).unwrap();
+            }
+            (0 | 1, false) => m.tree.write(path, size, &byte),
+            (2, true) => m.truncate(path, size).unwrap(),
+            (2, false) => m.tree.truncate(path, size),
+            (3, true) => m.chmod(path, 0o600 + size as u32 % 0o100).unwrap(),
+            (3, false) => m.tree.chmod(path, 0o600 + size as u32 % 0o100),
+            (4, _) if m.tree.attr(path).ino == m.tree.attr_or(to).ino => continue,
+            (4, true) => m.rename(path, to).unwrap(),
+            (4, false) => m.tree.rename(path, to),
+            (_, true) => m.unlink(path).unwrap(),
+            (_, false) => m.tree.unlink(path),
+        }
+        compare(&m, &paths, &step);
+    }
+    m.end();
+}
+
 #[test]
 fn a_name_may_have_been_made_another_files() {
     let Some(mut m) = openbsd(Options::default()) else {

@@ -391,6 +391,13 @@ impl Tree {
         self.send(&RaftdToFused::Revoke { ino }, None, &[]);
     }
 
+    /// fused has then read all that it was told before.
+    pub fn revoke_and_wait(&self, path: &str) {
+        let acks = self.state().revoke_acks;
+        self.revoke(path);
+        self.wait_revoke_acks(acks + 1);
+    }
+
     /// Another node changes the tree; this one's kernel is told, unless
     /// `quietly`.
     fn elsewhere(&self, op: FsOp, data: &[u8], quietly: bool) -> Attr {
@@ -555,6 +562,14 @@ impl Tree {
         let state = self.state();
         let ino = state.walk(path);
         state.inodes[&ino].attr.clone()
+    }
+
+    /// Nothing if it is not there.
+    pub fn attr_or(&self, path: &str) -> Attr {
+        match self.is_there(path) {
+            true => self.attr(path),
+            false => Attr::default(),
+        }
     }
 
     pub fn contents(&self, path: &str) -> Vec<u8> {
