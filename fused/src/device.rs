@@ -20,8 +20,13 @@
 //! What is not here the library answers with ENOSYS: extended attributes,
 //! LSEEK, FALLOCATE, COPY_FILE_RANGE, POLL.  Linux then stops asking, falls
 //! back where it can (SEEK_HOLE: all is data) and else says EOPNOTSUPP.
-//! OpenBSD never asks.  ACCESS is not asked where the kernel checks
+//! OpenBSD never asks; what it does ask is all here, since there ENOSYS would
+//! disable an operation for good.  ACCESS is not asked where the kernel checks
 //! permissions, and locks stay in the kernel while we do not ask for them.
+//!
+//! The library says ENOSYS as well to what it cannot parse, ends when a header
+//! is cut, and panics at one that is shorter than itself, at a WRITE, SETXATTR
+//! or IOCTL of another size than it says, and at a time out of range.
 //!
 //! Notifications, written to the device as one message each, native endian:
 //!
