@@ -21,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::ahead::{Round, AHEAD};
 use crate::ops::{DataReply, Ops};
 use crate::raftd::Lane;
 use crate::{lock, spawn, wait};
@@ -91,7 +92,10 @@ impl Drop for Backing {
 pub struct Read {
     pub ino: InodeNo,
     pub offset: u64,
+    /// What was asked for.
     pub size: u32,
+    /// AHEAD is read, for this round.
+    pub fill: Option<Round>,
     pub backing: Arc<Backing>,
     /// It came up short before.
     pub again: bool,
@@ -130,7 +134,10 @@ pub fn start(ops: &Arc<Ops>) {
             let mut buf = Vec::new();
             loop {
                 let read = ops.reads.next();
-                let size = (read.size as usize).min(IO_MAX);
+                let size = match read.fill {
+                    Some(_) => AHEAD as usize,
+                    None => (read.size as usize).min(IO_MAX),
+                };
                 if buf.len() < size {
                     buf.resize(size, 0);
                 }

@@ -28,8 +28,9 @@
 //! coalesce: they are as long as there are different things to drop.
 //!
 //! OpenBSD's kernel caches no names and no attributes and takes no
-//! notifications, so there is nothing to drop; a cache of our own for it
-//! belongs in this file.
+//! notifications.  For such a kernel fused keeps them itself: attributes with
+//! the inodes of handle.rs, names here, bytes that are read ahead in ahead.rs.
+//! What would have been a notification then drops them at once.
 
 #![forbid(unsafe_code)]
 
@@ -40,8 +41,15 @@ use std::hash::Hash;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-/// Whether the kernel takes notifications.
-pub const NOTIFY: bool = cfg!(target_os = "linux");
+/// Who keeps what was told of names, attributes and bytes.  It is decided
+/// when the kernel says in its INIT what it can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    /// The kernel, until a notification.
+    Kernel,
+    /// This process, since the kernel asks again each time.
+    Fused,
+}
 
 /// How long the kernel may keep what nobody invalidates.
 pub const TTL: Duration = Duration::from_secs(3600);
@@ -51,6 +59,9 @@ pub const SHORT_TTL: Duration = Duration::from_secs(1);
 
 /// Between two attempts on an inode that the kernel is still instantiating.
 const UNBORN_DELAY: Duration = Duration::from_millis(1);
+
+/// More names than this are forgotten all together.
+const NAMES_MAX: usize = 65536;
 
 /// More than so many changes are remembered as "everything".
 const CHANGES_MAX: usize = 65536;
@@ -168,9 +179,6 @@ pub struct LostNames(HashMap<Option<InodeNo>, Lost>);
 
 impl LostNames {
     pub fn lost(&mut self, ino: Option<InodeNo>, index: u64) {
-        if !NOTIFY {
-            return;
-        }
         let lost = self.0.entry(ino).or_insert(Lost {
             index,
             untold: 0,
@@ -218,6 +226,48 @@ impl LostNames {
             }
         }
         false
+    }
+}
+
+/// What names meant when they were last looked up or changed by this mount,
+/// for a kernel that does not remember it.  `Some(None)` is a name that was
+/// free then: good enough to know that a rename replaces nothing, since a
+/// change by others takes it out of here before.
+#[derive(Default)]
+pub struct Names {
+    table: HashMap<InodeNo, HashMap<Vec<u8>, Option<InodeNo>>>,
+    count: usize,
+}
+
+impl Names {
+    pub fn put(&mut self, parent: InodeNo, name: &[u8], ino: Option<InodeNo>) {
+        if self.count >= NAMES_MAX {
+            self.clear();
+        }
+        let names = self.table.entry(parent).or_default();
+        if names.insert(name.to_vec(), ino).is_none() {
+            self.count += 1;
+        }
+    }
+
+    /// The inode, if there was one.
+    pub fn get(&self, parent: InodeNo, name: &[u8]) -> Option<InodeNo> {
+        *self.table.get(&parent)?.get(name)?
+    }
+
+    /// Forgets the name; None if nothing is known of it.
+    pub fn take(&mut self, parent: InodeNo, name: &[u8]) -> Option<Option<InodeNo>> {
+        let names = self.table.get_mut(&parent)?;
+        let ino = names.remove(name)?;
+        self.count -= 1;
+        if names.is_empty() {
+            self.table.remove(&parent);
+        }
+        Some(ino)
+    }
+
+    pub fn clear(&mut self) {
+        *self = Names::default();
     }
 }
 
@@ -336,28 +386,21 @@ impl Invalidations {
     }
 
     pub fn inode(&self, ino: InodeNo, data: Data) {
-        if NOTIFY {
-            lock(&self.inodes).push(ino, data);
-            self.inode_ready.notify_one();
-        }
+        lock(&self.inodes).push(ino, data);
+        self.inode_ready.notify_one();
     }
 
     pub fn entry(&self, parent: InodeNo, name: &[u8], lost: Option<InodeNo>) {
-        if NOTIFY {
-            let mut entries = lock(&self.entries);
-            let key = (parent, name.to_vec());
-            let lost = lost.into_iter().collect();
-            entries.queue.push(key, lost, |old, new| old.extend(new));
-            self.entry_ready.notify_one();
-        }
+        let mut entries = lock(&self.entries);
+        let key = (parent, name.to_vec());
+        let lost = lost.into_iter().collect();
+        entries.queue.push(key, lost, |old, new| old.extend(new));
+        self.entry_ready.notify_one();
     }
 
     /// All names, and everything of these inodes; `listed` are the
     /// directories among them whose listing the kernel may keep.
     pub fn everything(&self, inodes: &[InodeNo], listed: &[InodeNo]) {
-        if !NOTIFY {
-            return;
-        }
         lock(&self.entries).epoch = true;
         listed
             .iter()
@@ -367,7 +410,7 @@ impl Invalidations {
     }
 
     pub fn is_queued(&self, ino: InodeNo) -> bool {
-        NOTIFY && lock(&self.inodes).is_queued(ino)
+        lock(&self.inodes).is_queued(ino)
     }
 
     /// Keeps the reply `id` until the inode is out of the queue; false if it
@@ -490,6 +533,25 @@ mod tests {
         }
         assert!(changes.inodes.is_empty());
         assert!(changes.inode_since(InodeNo(1 << 40), CHANGES_MAX as u64 - 1));
+    }
+
+    #[test]
+    fn names_and_what_they_meant() {
+        let mut names = Names::default();
+        names.put(A, b"x", Some(B));
+        names.put(A, b"free", None);
+        assert_eq!(names.get(A, b"x"), Some(B));
+        assert_eq!(names.get(A, b"free"), None);
+        assert_eq!(names.take(A, b"free"), Some(None));
+        assert_eq!(names.take(A, b"free"), None);
+        assert_eq!(names.take(B, b"x"), None);
+        names.put(A, b"x", Some(A));
+        assert_eq!((names.count, names.take(A, b"x")), (1, Some(Some(A))));
+        assert!(names.count == 0 && names.table.is_empty());
+        for i in 0..=NAMES_MAX as u64 {
+            names.put(InodeNo(i), b"x", None);
+        }
+        assert_eq!((names.count, names.table.len()), (1, 1));
     }
 
     #[test]

@@ -20,8 +20,13 @@
 //! What is not here the library answers with ENOSYS: extended attributes,
 //! LSEEK, FALLOCATE, COPY_FILE_RANGE, POLL.  Linux then stops asking, falls
 //! back where it can (SEEK_HOLE: all is data) and else says EOPNOTSUPP.
-//! OpenBSD never asks.  ACCESS is not asked where the kernel checks
+//! OpenBSD never asks; what it does ask is all here, since there ENOSYS would
+//! disable an operation for good.  ACCESS is not asked where the kernel checks
 //! permissions, and locks stay in the kernel while we do not ask for them.
+//!
+//! The library says ENOSYS as well to what it cannot parse, ends when a header
+//! is cut, and panics at one that is shorter than itself, at a WRITE, SETXATTR
+//! or IOCTL of another size than it says, and at a time out of range.
 //!
 //! Notifications, written to the device as one message each, native endian:
 //!
@@ -52,7 +57,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::cache::{EntryWork, NOTIFY};
+use crate::cache::{EntryWork, Keeper};
 use crate::ops::{DataReply, Entry, Known, Listed, Opening, Ops, Reply, Write};
 use crate::spawn;
 use common::fs::{
@@ -75,11 +80,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Threads that read the device; the library takes more than one only on
-/// Linux.
-pub const THREADS: usize = if cfg!(target_os = "linux") { 4 } else { 1 };
+/// Threads that read the device of a Linux kernel.
+const READERS: usize = 4;
 
 const MAX_BACKGROUND: u16 = 512;
+
+const S_IFCHR: u32 = 0o020000;
 
 /// What is asked of raftd for a listing, because the library does not tell the
 /// kernel's buffer: that of readdir(3).
@@ -100,6 +106,18 @@ struct Device {
     killpriv_v2: bool,
 }
 
+/// How many threads read the device.  The library takes more than one only on
+/// Linux, and only of a device that fails for all of them when the mount is
+/// gone; a socket, with a kernel of another kind behind it, ends for one.
+pub fn readers(device: &OwnedFd) -> usize {
+    let stat = nix::sys::stat::fstat(device);
+    let is_device = stat.is_ok_and(|st| st.st_mode & S_IFMT == S_IFCHR);
+    match cfg!(target_os = "linux") && is_device {
+        true => READERS,
+        false => 1,
+    }
+}
+
 /// Answers the kernel's INIT; from then on `run` serves.
 pub fn open(device: OwnedFd, ops: &Arc<Ops>) -> io::Result<impl FnOnce() -> io::Result<()>> {
     let raw = Arc::new(File::from(device.try_clone()?));
@@ -110,9 +128,9 @@ pub fn open(device: OwnedFd, ops: &Arc<Ops>) -> io::Result<impl FnOnce() -> io::
     };
     let mut config = Config::default();
     config.acl = SessionACL::All;
-    config.n_threads = Some(THREADS);
+    config.n_threads = Some(ops.readers);
     let session = Session::from_fd(fs, device, SessionACL::All, config)?;
-    if NOTIFY {
+    if ops.keeper() == Keeper::Kernel {
         start_notifying(ops, &raw);
     }
     Ok(move || session.run())
@@ -173,7 +191,7 @@ fn file_type(mode: u32) -> FileType {
         S_IFDIR => FileType::Directory,
         S_IFLNK => FileType::Symlink,
         0o010000 => FileType::NamedPipe,
-        0o020000 => FileType::CharDevice,
+        S_IFCHR => FileType::CharDevice,
         0o060000 => FileType::BlockDevice,
         0o140000 => FileType::Socket,
         _ => FileType::RegularFile,
@@ -259,6 +277,14 @@ impl Filesystem for Device {
                 log_debug!("kernel lacks {capability:?}");
             }
         }
+        // Who takes word of us about what to drop says so.  OpenBSD's kernel,
+        // protocol 7.19, offers nothing at all.
+        let explicit = InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+        self.ops
+            .set_keeper(match config.capabilities().contains(explicit) {
+                true => Keeper::Kernel,
+                false => Keeper::Fused,
+            });
         let v2 = InitFlags::FUSE_HANDLE_KILLPRIV_V2;
         self.killpriv_v2 = config.add_capabilities(v2).is_ok();
         if !self.killpriv_v2 {
@@ -505,7 +531,10 @@ impl Filesystem for Device {
     }
 
     fn opendir(&self, _req: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        let flags = match self.ops.keeper() {
+            Keeper::Kernel => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            Keeper::Fused => FopenFlags::empty(),
+        };
         let reply = Box::new(move |result| match result {
             Ok(()) => reply.opened(FileHandle(0), flags),
             Err(e) => reply.error(errno(e)),

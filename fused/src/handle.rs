@@ -18,9 +18,10 @@
 
 #![forbid(unsafe_code)]
 
+use crate::ahead::{Ahead, Plan, Round, AHEADS_MAX};
 use crate::backing::Backing;
 use common::fs::{Attr, Fh, FsError, InodeNo, ReqId, S_ISGID, S_ISUID};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -118,6 +119,7 @@ pub struct Busy<W> {
     pub pending: Pending<W>,
     /// Pending writes that went over the control lane.
     pub quick: u32,
+    ahead: Ahead,
 }
 
 impl<W> Default for Busy<W> {
@@ -130,6 +132,7 @@ impl<W> Default for Busy<W> {
             used: false,
             pending: Pending::default(),
             quick: 0,
+            ahead: Ahead::default(),
         }
     }
 }
@@ -145,6 +148,8 @@ pub struct Inode<W> {
     pub setid: bool,
     /// A directory of whose listing the kernel may keep something.
     pub listed: bool,
+    /// What a kernel that keeps no attributes is told.
+    kept: Option<Box<Attr>>,
     busy: Option<Box<Busy<W>>>,
 }
 
@@ -156,6 +161,7 @@ impl<W> Default for Inode<W> {
             version: None,
             setid: false,
             listed: false,
+            kept: None,
             busy: None,
         }
     }
@@ -178,6 +184,25 @@ impl<W> Inode<W> {
         self.setid && attr.mode & (S_ISUID | S_ISGID) == 0
     }
 
+    /// To be told until `clear`.
+    pub fn keep(&mut self, attr: &Attr) {
+        self.kept = Some(Box::new(attr.clone()));
+    }
+
+    /// What is kept, unless a change under way makes it old.
+    pub fn kept(&self) -> Option<&Attr> {
+        let changing = self.busy.as_ref().is_some_and(|busy| busy.pending.is_any());
+        self.kept.as_deref().filter(|_| !changing)
+    }
+
+    /// Forgets what is kept: attributes and, with `bytes`, what was read ahead.
+    pub fn clear(&mut self, bytes: bool) {
+        self.kept = None;
+        if let Some(busy) = self.busy.as_deref_mut().filter(|_| bytes) {
+            busy.ahead.clear();
+        }
+    }
+
     pub fn busy(&mut self) -> &mut Busy<W> {
         self.busy.get_or_insert_default()
     }
@@ -194,6 +219,8 @@ pub struct Inodes<W> {
     last_place: u64,
     /// Most backing files to hold.
     cap: usize,
+    /// Inodes of which bytes were read ahead, the last one last.
+    aheads: VecDeque<InodeNo>,
 }
 
 impl<W> Inodes<W> {
@@ -203,6 +230,7 @@ impl<W> Inodes<W> {
             clock: BTreeMap::new(),
             last_place: 0,
             cap,
+            aheads: VecDeque::new(),
         }
     }
 
@@ -253,20 +281,69 @@ impl<W> Inodes<W> {
         (known, listed)
     }
 
+    /// Keeps attributes of what the kernel knows.
+    pub fn keep(&mut self, attr: &Attr) {
+        let known = self.is_known(attr.ino);
+        if known {
+            self.get_or_new(attr.ino).keep(attr);
+        }
+    }
+
+    pub fn clear(&mut self, ino: InodeNo, bytes: bool) {
+        if let Some(inode) = self.table.get_mut(&ino) {
+            inode.clear(bytes);
+        }
+    }
+
+    pub fn clear_all(&mut self, bytes: bool) {
+        self.table.values_mut().for_each(|inode| inode.clear(bytes));
+    }
+
+    /// How to answer a READ for a kernel that does not read ahead.
+    pub fn plan_read(&mut self, ino: InodeNo, offset: u64, size: u32) -> Plan {
+        let busy = self.if_busy(ino);
+        // Half of a change must not be kept.
+        match busy.filter(|busy| busy.opens > 0 && !busy.pending.is_any()) {
+            Some(busy) => busy.ahead.plan(offset, size),
+            None => Plan::Plain,
+        }
+    }
+
+    /// What was read ahead; for the latest of many the oldest are dropped.
+    pub fn filled(&mut self, ino: InodeNo, round: Round, offset: u64, bytes: &[u8]) {
+        let busy = self.if_busy(ino);
+        if !busy.is_some_and(|busy| busy.ahead.filled(round, offset, bytes)) {
+            return;
+        }
+        self.aheads.retain(|other| *other != ino);
+        self.aheads.push_back(ino);
+        while self.aheads.len() > AHEADS_MAX {
+            let oldest = self.aheads.pop_front();
+            if let Some(busy) = oldest.and_then(|ino| self.if_busy(ino)) {
+                busy.ahead.clear();
+            }
+        }
+    }
+
     /// Drops what nothing needs any more.
     pub fn tidy(&mut self, ino: InodeNo) {
         let Some(inode) = self.table.get_mut(&ino) else {
             return;
         };
         if let Some(busy) = inode.busy.as_deref_mut() {
-            if busy.opens == 0 && busy.backing.take().is_some() {
-                self.clock.remove(&busy.place);
+            if busy.opens == 0 {
+                busy.ahead.clear();
+                if busy.backing.take().is_some() {
+                    self.clock.remove(&busy.place);
+                }
             }
             if busy.opens == 0 && !busy.pending.is_any() {
                 inode.busy = None;
             }
         }
-        if inode.nlookup == 0 && inode.busy.is_none() {
+        // The root's attributes are asked for with each path.
+        let kept = ino == InodeNo::ROOT && inode.kept.is_some();
+        if inode.nlookup == 0 && inode.busy.is_none() && !kept {
             self.table.remove(&ino);
         }
     }
@@ -481,6 +558,55 @@ mod tests {
         inodes.get_or_new(ino).busy().pending.end(ReqId(1));
         inodes.tidy(ino);
         assert!(inodes.get(ino).is_none());
+    }
+
+    #[test]
+    fn attributes_are_kept_for_what_is_known() {
+        let mut inodes: Inodes<()> = Inodes::new(8);
+        let attr = |ino| Attr {
+            ino,
+            ..Attr::default()
+        };
+        let ino = InodeNo(2);
+        inodes.keep(&attr(ino));
+        assert!(inodes.get(ino).is_none(), "never looked up");
+        inodes.looked_up(ino);
+        inodes.keep(&attr(ino));
+        inodes.keep(&attr(InodeNo::ROOT));
+        assert!(inodes.get(ino).unwrap().kept().is_some());
+        inodes.get_or_new(ino).busy().pending.begin(ReqId(1), 0..1);
+        assert!(inodes.get(ino).unwrap().kept().is_none(), "it changes");
+        inodes.get_or_new(ino).busy().pending.end(ReqId(1));
+        assert!(inodes.get(ino).unwrap().kept().is_some());
+        inodes.clear(ino, false);
+        assert!(inodes.get(ino).unwrap().kept().is_none());
+        inodes.tidy(InodeNo::ROOT);
+        assert!(inodes.get(InodeNo::ROOT).is_some());
+        inodes.clear_all(true);
+        assert!(inodes.get(InodeNo::ROOT).unwrap().kept().is_none());
+    }
+
+    #[test]
+    fn few_inodes_have_bytes_waiting() {
+        let mut inodes: Inodes<()> = Inodes::new(8);
+        let all: Vec<_> = (2..AHEADS_MAX as u64 + 3).map(InodeNo).collect();
+        assert_eq!(inodes.plan_read(all[0], 0, 100), Plan::Plain, "not open");
+        for ino in &all {
+            inodes.get_or_new(*ino).busy().opens = 1;
+            let Plan::Fill(round) = inodes.plan_read(*ino, 0, 100) else {
+                panic!("inode {ino}");
+            };
+            inodes.filled(*ino, round, 0, &[1; 100]);
+        }
+        let mut has = |ino| matches!(inodes.plan_read(ino, 0, 100), Plan::Have(..));
+        assert!(!has(all[0]));
+        assert!(all[1..].iter().all(|ino| has(*ino)));
+        inodes
+            .get_or_new(all[1])
+            .busy()
+            .pending
+            .begin(ReqId(1), 0..1);
+        assert_eq!(inodes.plan_read(all[1], 0, 100), Plan::Plain);
     }
 
     #[test]

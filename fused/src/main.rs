@@ -24,6 +24,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod backing;
 mod cache;
 mod device;
@@ -37,7 +38,7 @@ use common::msg::{FusedToParent, PARENT_FRAME_MAX};
 use common::proc::{child_init, drop_privileges, setproctitle};
 use common::sys::pledge::pledge;
 use common::sys::rlimit::raise_nofile;
-use common::{fatal, log_debug, sys};
+use common::{fatal, fatalx, log_debug, sys};
 use std::path::Path;
 use std::process::exit;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -57,6 +58,19 @@ fn usage() -> ! {
     exit(1)
 }
 
+/// A panic ends the process, and the log has to say why.
+fn log_panics(what: &'static str) {
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload().downcast_ref::<&str>().copied();
+        let string = info.payload().downcast_ref::<String>();
+        let text = text.or(string.map(String::as_str)).unwrap_or("no text");
+        match info.location() {
+            Some(at) => fatalx!("{what}: {text}: {at}"),
+            None => fatalx!("{what}: {text}"),
+        }
+    }));
+}
+
 fn main() {
     sys::malloc::limit_arenas();
     let (mut debug, mut verbose) = (false, false);
@@ -68,6 +82,7 @@ fn main() {
         }
     }
     let fd = child_init("fused", debug, verbose);
+    log_panics("panic");
     let nofile = match raise_nofile(NOFILE) {
         Ok(nofile) => nofile,
         Err(e) => fatal!(e, "setrlimit"),
@@ -95,15 +110,19 @@ fn main() {
     let (control, control_reader) = raftd::Lane::new(setup.control);
     let (bulk, bulk_reader) = raftd::Lane::new(setup.bulk);
     let cap = nofile.saturating_sub(NOFILE_OWN) as usize;
-    let ops = ops::Ops::new(setup.mount, control, bulk, cap);
+    let readers = device::readers(&setup.device);
+    let ops = ops::Ops::new(setup.mount, control, bulk, cap, readers);
     raftd::start(&ops, control_reader);
     raftd::start(&ops, bulk_reader);
     backing::start(&ops);
     ops::start(&ops);
+    // What a kernel before OpenBSD 8.0 says first the library chokes on.
+    log_panics("FUSE device: unknown protocol");
     let serve = match device::open(setup.device, &ops) {
         Ok(serve) => serve,
         Err(e) => fatal!(e, "FUSE device"),
     };
+    log_panics("panic");
 
     let ready = parent.compose(&FusedToParent::Ready, 0, None, &[]);
     if let Err(e) = ready {

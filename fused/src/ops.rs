@@ -35,15 +35,16 @@
 
 #![forbid(unsafe_code)]
 
+use crate::ahead::{Plan, Round, AHEAD};
 use crate::backing::{Backing, Read, Reads};
-use crate::cache::{Changes, Invalidations, LostNames, SHORT_TTL, TTL};
-use crate::device;
+use crate::cache::{Changes, Invalidations, Keeper, LostNames, Names, SHORT_TTL, TTL};
 use crate::handle::{Handle, Handles, Inodes};
 use crate::raftd::{Lane, Request, Requests, SMALL};
 use crate::{lock, spawn, wait, wait_timeout};
 use common::conf::Mount;
 use common::fs::{
     check_name, Attr, Cookie, Cred, Dirent, Fh, FsError, InodeNo, ReqId, SetAttr, Statfs, FILE_MAX,
+    IO_MAX, SYMLINK_MAX,
 };
 use common::msg::{FsOp, FsRep, FusedToRaftd};
 use common::{fatalx, log_debug};
@@ -169,11 +170,13 @@ pub struct Setting {
 pub type Wake = Box<dyn FnOnce(&Ops) + Send>;
 
 struct State {
+    keeper: Keeper,
     inodes: Inodes<Wake>,
     handles: Handles,
     requests: Requests,
     changes: Changes,
     lost: LostNames,
+    names: Names,
     quorum: bool,
     statfs: Option<Statfs>,
     /// Bytes of the pending writes that went over the control lane.
@@ -193,6 +196,8 @@ pub struct Ops {
     epochs: AtomicBool,
     /// Device readers that wait for room for a WRITE.
     parked: AtomicUsize,
+    /// How many there are.
+    pub readers: usize,
 }
 
 /// The errno of everything but a lookup.
@@ -219,12 +224,13 @@ fn errno(e: FsError) -> Errno {
 }
 
 /// OpenBSD takes every error but ENXIO as "there is no such name", also where
-/// it then makes one.
-fn lookup_errno(e: FsError) -> Errno {
-    match e {
-        FsError::NotFound => Errno::ENOENT,
-        _ if cfg!(target_os = "openbsd") => Errno::ENXIO,
-        e => errno(e),
+/// it then makes one.  In a directory that is gone there is none.
+fn lookup_errno(keeper: Keeper, e: FsError) -> Errno {
+    match (keeper, e) {
+        (_, FsError::NotFound) | (Keeper::Fused, FsError::Stale) => Errno::ENOENT,
+        (Keeper::Fused, FsError::NameTooLong | FsError::Invalid) => Errno::ENOENT,
+        (Keeper::Fused, _) => Errno::ENXIO,
+        (Keeper::Kernel, e) => errno(e),
     }
 }
 
@@ -275,8 +281,95 @@ impl State {
             None => true,
         };
         let stale = !newest || self.changes.inode_since(attr.ino, index);
-        let ttl = if stale { Duration::ZERO } else { TTL };
+        let ttl = match self.keeper {
+            Keeper::Kernel if !stale => TTL,
+            Keeper::Kernel => Duration::ZERO,
+            Keeper::Fused => {
+                if !stale {
+                    self.inodes.keep(&attr);
+                }
+                Duration::ZERO
+            }
+        };
         Known { attr, ttl }
+    }
+
+    /// What is kept of the inode for a kernel that does not.
+    fn kept(&mut self, ino: InodeNo) -> Option<Attr> {
+        match self.keeper {
+            Keeper::Kernel => None,
+            Keeper::Fused => self.inodes.get(ino)?.kept().cloned(),
+        }
+    }
+
+    /// This mount has changed the inode with `index`, of which it is not told
+    /// as of changes by others.  `attr`, if it is known, is as it is now.
+    fn changed(&mut self, ino: InodeNo, attr: Option<&Attr>, index: u64) {
+        if self.keeper == Keeper::Kernel {
+            return;
+        }
+        self.prune();
+        let next = self.requests.next_id();
+        self.changes.inode(ino, index, next);
+        self.inodes.clear(ino, true);
+        if let Some(attr) = attr {
+            self.known(attr.clone(), index);
+        }
+    }
+
+    /// This mount has made the name mean something else, with `index`.
+    fn name_changed(&mut self, parent: InodeNo, name: &[u8], index: u64) {
+        self.changed(parent, None, index);
+        let next = self.requests.next_id();
+        self.changes.name(parent, name, index, next);
+        match self.names.take(parent, name) {
+            Some(Some(before)) => self.changed(before, None, index),
+            Some(None) => (),
+            // Which inode has lost its name is not known: it could be any.
+            None => {
+                self.changes.all(index);
+                self.inodes.clear_all(false);
+            }
+        }
+    }
+
+    /// This mount has made a name where there was none.
+    fn name_made(&mut self, parent: InodeNo, name: &[u8], index: u64) {
+        self.changed(parent, None, index);
+        let next = self.requests.next_id();
+        self.changes.name(parent, name, index, next);
+        self.names.take(parent, name);
+    }
+
+    /// This mount has done `op`, with `index`.
+    fn tree_changed(&mut self, op: &FsOp, index: u64) {
+        if self.keeper == Keeper::Kernel {
+            return;
+        }
+        match op {
+            FsOp::Unlink { parent, name } | FsOp::Rmdir { parent, name } => {
+                self.name_changed(*parent, name, index);
+            }
+            FsOp::Rename {
+                parent,
+                name,
+                new_parent,
+                new_name,
+                ..
+            } => {
+                self.name_changed(*parent, name, index);
+                self.name_changed(*new_parent, new_name, index);
+            }
+            FsOp::Link { ino, parent, name } => {
+                self.name_made(*parent, name, index);
+                self.changed(*ino, None, index);
+            }
+            FsOp::Create { parent, name, .. }
+            | FsOp::Mknod { parent, name, .. }
+            | FsOp::Mkdir { parent, name, .. }
+            | FsOp::Symlink { parent, name, .. } => self.name_made(*parent, name, index),
+            _ => (),
+        }
     }
 
     fn open(&mut self, ino: InodeNo, flags: i32) -> Opening {
@@ -305,18 +398,27 @@ impl State {
 }
 
 impl Ops {
-    /// `cap` is how many backing files may be open.
-    pub fn new(mount: Mount, control: Arc<Lane>, bulk: Arc<Lane>, cap: usize) -> Arc<Ops> {
+    /// `cap` is how many backing files may be open, `readers` how many threads
+    /// read the device.
+    pub fn new(
+        mount: Mount,
+        control: Arc<Lane>,
+        bulk: Arc<Lane>,
+        cap: usize,
+        readers: usize,
+    ) -> Arc<Ops> {
         Arc::new(Ops {
             mount,
             control,
             bulk,
             state: Mutex::new(State {
+                keeper: Keeper::Fused,
                 inodes: Inodes::new(cap),
                 handles: Handles::default(),
                 requests: Requests::default(),
                 changes: Changes::default(),
                 lost: LostNames::default(),
+                names: Names::default(),
                 quorum: true,
                 statfs: None,
                 quick_bytes: 0,
@@ -327,7 +429,48 @@ impl Ops {
             invalidations: Invalidations::new(),
             epochs: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
+            readers,
         })
+    }
+
+    /// The kernel has said in its INIT what it can; until then it was told
+    /// nothing that could be kept.
+    pub fn set_keeper(&self, keeper: Keeper) {
+        lock(&self.state).keeper = keeper;
+    }
+
+    pub fn keeper(&self) -> Keeper {
+        lock(&self.state).keeper
+    }
+
+    /// What was told of the inode is not true any more nor, with `data`, are
+    /// its bytes from there on: whoever keeps it drops it.
+    fn stale_inode(&self, ino: InodeNo, data: Option<u64>) {
+        let mut state = lock(&self.state);
+        match state.keeper {
+            Keeper::Fused => state.inodes.clear(ino, data.is_some()),
+            Keeper::Kernel => {
+                drop(state);
+                self.invalidations.inode(ino, data);
+            }
+        }
+    }
+
+    /// The name does not mean any more what was told, which was `lost`.
+    fn stale_name(&self, parent: InodeNo, name: &[u8], lost: Option<InodeNo>) {
+        let mut state = lock(&self.state);
+        match state.keeper {
+            Keeper::Fused => {
+                let meant = state.names.take(parent, name).flatten();
+                let both = [meant, lost].into_iter().flatten();
+                both.for_each(|ino| state.inodes.clear(ino, false));
+                state.inodes.clear(parent, false);
+            }
+            Keeper::Kernel => {
+                drop(state);
+                self.invalidations.entry(parent, name, lost);
+            }
+        }
     }
 
     fn deadline(&self) -> Instant {
@@ -367,6 +510,17 @@ impl Ops {
     /// succeeded.
     fn ask_done(&self, cred: Cred, op: FsOp, reply: Reply<()>) {
         self.ask(cred, op, |_, answer| {
+            reply(answer.result.map(drop).map_err(errno));
+        });
+    }
+
+    /// The same for one that takes names away.
+    fn ask_unnamed(&self, cred: Cred, op: FsOp, reply: Reply<()>) {
+        let done = op.clone();
+        self.ask(cred, op, move |ops, answer| {
+            if answer.result.is_ok() {
+                lock(&ops.state).tree_changed(&done, answer.index);
+            }
             reply(answer.result.map(drop).map_err(errno));
         });
     }
@@ -459,9 +613,21 @@ impl Ops {
 /// What the kernel asks for.
 impl Ops {
     pub fn lookup(&self, cred: Cred, parent: InodeNo, name: &[u8], reply: Reply<Entry>) {
+        let mut state = lock(&self.state);
+        let keeper = state.keeper;
+        if let Some(attr) = state.remembered(parent, name) {
+            state.inodes.looked_up(attr.ino);
+            drop(state);
+            return reply(Ok(Entry {
+                attr,
+                attr_ttl: Duration::ZERO,
+                entry_ttl: Duration::ZERO,
+            }));
+        }
+        drop(state);
         if let Err(e) = check_name(name) {
             if !is_dot(name) {
-                return reply(Err(lookup_errno(e)));
+                return reply(Err(lookup_errno(keeper, e)));
             }
         }
         let name = name.to_vec();
@@ -471,7 +637,13 @@ impl Ops {
         };
         self.ask(cred, op, move |ops, answer| match answer.result {
             Ok(rep) => reply(Ok(ops.entry(parent, &name, attr_of(rep), answer.index))),
-            Err(e) => reply(Err(lookup_errno(e))),
+            Err(e) => {
+                if e == FsError::NotFound {
+                    let mut state = lock(&ops.state);
+                    state.remember(parent, &name, None, answer.index);
+                }
+                reply(Err(lookup_errno(keeper, e)));
+            }
         });
     }
 
@@ -481,7 +653,14 @@ impl Ops {
 
     pub fn getattr(&self, cred: Cred, ino: InodeNo, reply: Reply<Known>) {
         let is_root = ino == InodeNo::ROOT;
-        let cached = is_root && lock(&self.state).root.is_some();
+        let mut state = lock(&self.state);
+        if let Some(attr) = state.kept(ino) {
+            drop(state);
+            let ttl = Duration::ZERO;
+            return reply(Ok(Known { attr, ttl }));
+        }
+        let cached = is_root && state.root.is_some();
+        drop(state);
         let deadline = self.brief_deadline(cached);
         let op = FsOp::Getattr { ino };
         self.ask_by(deadline, cred, op, move |ops, answer| {
@@ -519,7 +698,8 @@ impl Ops {
         if set.size.is_some_and(|size| size > FILE_MAX) {
             return reply(Err(Errno::EFBIG));
         }
-        let range = set.size.map_or(0..0, |_| 0..u64::MAX);
+        let set_size = set.size.is_some();
+        let range = if set_size { 0..u64::MAX } else { 0..0 };
         let op = FsOp::Setattr { ino, set };
         let mut state = lock(&self.state);
         if let Some(e) = state.refuse(&self.mount, &op) {
@@ -529,7 +709,9 @@ impl Ops {
         let reply = Some(reply);
         let then = Then::Setattr(Box::new(Setting { ino, fh, reply }));
         let id = self.register(&mut state, self.deadline(), &op, then);
-        state.inodes.get_or_new(ino).busy().pending.begin(id, range);
+        let inode = state.inodes.get_or_new(ino);
+        inode.clear(set_size);
+        inode.busy().pending.begin(id, range);
         drop(state);
         self.control.send(&FusedToRaftd::Req { id, cred, op });
     }
@@ -549,11 +731,28 @@ impl Ops {
         if let Err(e) = check_name(name) {
             return reply(Err(errno(e)));
         }
-        let name = name.to_vec();
+        let (name, done) = (name.to_vec(), op.clone());
         self.ask(cred, op, move |ops, answer| match answer.result {
-            Ok(rep) => reply(Ok(ops.entry(parent, &name, attr_of(rep), answer.index))),
+            Ok(rep) => {
+                let entry = ops.made(&done, parent, &name, attr_of(rep), answer.index);
+                reply(Ok(entry));
+            }
             Err(e) => reply(Err(errno(e))),
         });
+    }
+
+    /// A name that this mount has made.
+    fn made(&self, op: &FsOp, parent: InodeNo, name: &[u8], attr: Attr, index: u64) -> Entry {
+        let mut state = lock(&self.state);
+        state.tree_changed(op, index);
+        let counted = state.keeper == Keeper::Kernel || !matches!(op, FsOp::Link { .. });
+        drop(state);
+        let entry = self.entry(parent, name, attr, index);
+        if !counted {
+            // OpenBSD's kernel looks at nothing in the answer to a LINK.
+            self.forget(entry.attr.ino, 1);
+        }
+        entry
     }
 
     /// `mode` with its type, the umask applied.
@@ -592,6 +791,9 @@ impl Ops {
         target: &[u8],
         reply: Reply<Entry>,
     ) {
+        if target.len() > SYMLINK_MAX {
+            return reply(Err(Errno::ENAMETOOLONG));
+        }
         let op = FsOp::Symlink {
             parent,
             name: name.to_vec(),
@@ -635,9 +837,10 @@ impl Ops {
             mode,
             excl: flags & libc::O_EXCL != 0,
         };
+        let done = op.clone();
         self.ask(cred, op, move |ops, answer| match answer.result {
             Ok(rep) => {
-                let entry = ops.entry(parent, &name, attr_of(rep), answer.index);
+                let entry = ops.made(&done, parent, &name, attr_of(rep), answer.index);
                 let (ino, attr) = (entry.attr.ino, &entry.attr);
                 let opening = {
                     let mut state = lock(&ops.state);
@@ -654,8 +857,8 @@ impl Ops {
                         ops.release(ino, opening.fh);
                         ops.forget(ino, 1);
                         // It is there, and the kernel is told that it failed.
-                        ops.invalidations.entry(parent, &name, None);
-                        ops.invalidations.inode(parent, Some(0));
+                        ops.stale_name(parent, &name, None);
+                        ops.stale_inode(parent, Some(0));
                     }
                     reply(done.map(|()| (entry, opening)));
                 });
@@ -665,13 +868,19 @@ impl Ops {
     }
 
     pub fn unlink(&self, cred: Cred, parent: InodeNo, name: &[u8], reply: Reply<()>) {
+        if let Err(e) = check_name(name) {
+            return reply(Err(errno(e)));
+        }
         let name = name.to_vec();
-        self.ask_done(cred, FsOp::Unlink { parent, name }, reply);
+        self.ask_unnamed(cred, FsOp::Unlink { parent, name }, reply);
     }
 
     pub fn rmdir(&self, cred: Cred, parent: InodeNo, name: &[u8], reply: Reply<()>) {
+        if let Err(e) = check_name(name) {
+            return reply(Err(errno(e)));
+        }
         let name = name.to_vec();
-        self.ask_done(cred, FsOp::Rmdir { parent, name }, reply);
+        self.ask_unnamed(cred, FsOp::Rmdir { parent, name }, reply);
     }
 
     /// `flags` are those of renameat2(2).
@@ -690,7 +899,7 @@ impl Ops {
         if flags & !both != 0 || flags == both {
             return reply(Err(Errno::EINVAL));
         }
-        if let Err(e) = check_name(new_name) {
+        if let Err(e) = check_name(name).and(check_name(new_name)) {
             return reply(Err(errno(e)));
         }
         let op = FsOp::Rename {
@@ -701,7 +910,7 @@ impl Ops {
             no_replace: flags & RENAME_NOREPLACE != 0,
             exchange: flags & RENAME_EXCHANGE != 0,
         };
-        self.ask_done(cred, op, reply);
+        self.ask_unnamed(cred, op, reply);
     }
 
     pub fn open(&self, cred: Cred, ino: InodeNo, flags: i32, reply: Reply<Opening>) {
@@ -726,7 +935,7 @@ impl Ops {
         if state.lost.is_stale(ino, id, index) {
             return self.stale_open(state, ino, id, deadline, reply);
         }
-        let keep_cache = state.keep_cache(&attr);
+        let keep_cache = state.keep_cache(&attr) && state.keeper == Keeper::Kernel;
         let opening = Opening {
             keep_cache,
             ..state.open(ino, flags)
@@ -736,9 +945,12 @@ impl Ops {
             state.inodes.set_backing(ino, backing);
         }
         let killed = state.inodes.get_or_new(ino).note(&attr, index);
+        if state.keeper == Keeper::Fused {
+            state.known(attr, index);
+        }
         drop(state);
         if killed {
-            self.invalidations.inode(ino, None);
+            self.stale_inode(ino, None);
         }
         self.after_invalidation(ino, id, deadline, move |ops, done| {
             if done.is_err() {
@@ -785,6 +997,7 @@ impl Ops {
     }
 
     pub fn read(&self, cred: Cred, ino: InodeNo, offset: u64, size: u32, reply: DataReply) {
+        let size = size.min(IO_MAX as u32);
         let range = offset..offset.saturating_add(u64::from(size));
         let go: Wake = Box::new(move |ops| ops.read_now(cred, ino, offset, size, reply));
         let mut state = lock(&self.state);
@@ -800,23 +1013,73 @@ impl Ops {
     }
 
     fn read_now(&self, cred: Cred, ino: InodeNo, offset: u64, size: u32, reply: DataReply) {
-        let backing = lock(&self.state).inodes.backing(ino);
+        let mut state = lock(&self.state);
+        let fill = match state.plan_read(ino, offset, size) {
+            Plan::Plain => None,
+            Plan::Fill(round) => Some(round),
+            Plan::Have(bytes, range) => {
+                drop(state);
+                return reply(Ok(bytes.get(range).unwrap_or(&[])));
+            }
+        };
+        let backing = state.inodes.backing(ino);
+        drop(state);
         if let Some(backing) = backing {
             return self.reads.push(Read {
                 ino,
                 offset,
                 size,
+                fill,
                 backing,
                 again: false,
                 reply,
             });
         }
+        self.read_remote(cred, ino, offset, size, fill, reply);
+    }
+
+    /// Reads through raftd.
+    fn read_remote(
+        &self,
+        cred: Cred,
+        ino: InodeNo,
+        offset: u64,
+        want: u32,
+        fill: Option<Round>,
+        reply: DataReply,
+    ) {
+        let size = if fill.is_some() { AHEAD } else { want };
         let op = FsOp::Read { ino, offset, size };
-        self.ask(cred, op, |_, answer| match answer.result {
-            Ok(FsRep::Data { .. }) => reply(Ok(answer.data)),
-            Ok(_) => unexpected(),
-            Err(e) => reply(Err(errno(e))),
+        self.ask(cred, op, move |ops, answer| {
+            if let Some(round) = fill {
+                let data = answer.result.as_ref().map(|_| answer.data);
+                let data = data.map_err(|e| *e);
+                ops.filled(ino, round, offset, data, answer.index);
+            }
+            match answer.result {
+                Ok(FsRep::Data { .. }) => reply(Ok(first(answer.data, want))),
+                Ok(_) => unexpected(),
+                Err(e) => reply(Err(errno(e))),
+            }
         });
+    }
+
+    /// A fill has ended; `index` is as of when it was read at least.
+    fn filled(
+        &self,
+        ino: InodeNo,
+        round: Round,
+        offset: u64,
+        data: Result<&[u8], FsError>,
+        index: u64,
+    ) {
+        let mut state = lock(&self.state);
+        match data {
+            Ok(data) if !state.changes.inode_since(ino, index) => {
+                state.inodes.filled(ino, round, offset, data);
+            }
+            _ => state.inodes.clear(ino, true),
+        }
     }
 
     /// Reads a backing file; called by its own threads.
@@ -825,11 +1088,21 @@ impl Ops {
             Ok(n) => n,
             Err(e) => {
                 common::log_warn!(e, "mount {}: read", self.mount.point.display());
+                if let Some(round) = read.fill {
+                    self.filled(read.ino, round, read.offset, Err(FsError::Io), 0);
+                }
                 return (read.reply)(Err(Errno::EIO));
             }
         };
-        if n == buf.len() {
-            return (read.reply)(Ok(buf));
+        let data = buf.get(..n).unwrap_or(&[]);
+        if let Some(round) = read.fill {
+            // No index: a change that is applied but not yet told of ends the
+            // round when it is.
+            self.filled(read.ino, round, read.offset, Ok(data), u64::MAX);
+        }
+        let wanted = first(data, read.size);
+        if wanted.len() == read.size as usize {
+            return (read.reply)(Ok(wanted));
         }
         // To the kernel a short read is the end of the file.  If a change
         // under way may move that, wait for it, once; otherwise it is true,
@@ -839,11 +1112,12 @@ impl Ops {
         match busy.filter(|busy| !read.again && busy.pending.is_any()) {
             None => {
                 drop(state);
-                (read.reply)(Ok(buf.get(..n).unwrap_or(&[])));
+                (read.reply)(Ok(wanted));
             }
             Some(busy) => {
                 let again = Read {
                     again: true,
+                    fill: None,
                     ..read
                 };
                 let go: Wake = Box::new(|ops| ops.reads.push(again));
@@ -862,6 +1136,9 @@ impl Ops {
         let end = offset.saturating_add(u64::from(len));
         if end > FILE_MAX {
             return reply(Err(Errno::EFBIG));
+        }
+        if write.data.len() > IO_MAX {
+            return reply(Err(Errno::EINVAL));
         }
         if !self.wait_room(deadline) {
             return reply(Err(Errno::EIO));
@@ -915,7 +1192,9 @@ impl Ops {
         let then = Then::Write(Box::new(writing));
         let id = self.register(&mut state, deadline, &op, then);
         let range = offset..if append { u64::MAX } else { end };
-        state.inodes.get_or_new(ino).busy().pending.begin(id, range);
+        let inode = state.inodes.get_or_new(ino);
+        inode.clear(true);
+        inode.busy().pending.begin(id, range);
         drop(state);
         let req = FusedToRaftd::Req { id, cred, op };
         let lane = if quick { &self.control } else { &self.bulk };
@@ -932,7 +1211,7 @@ impl Ops {
             return true;
         }
         let parked = self.parked.fetch_add(1, Ordering::Relaxed) + 1;
-        let room = parked >= device::THREADS || self.bulk.wait_room(deadline);
+        let room = parked >= self.readers || self.bulk.wait_room(deadline);
         self.parked.fetch_sub(1, Ordering::Relaxed);
         room
     }
@@ -995,7 +1274,11 @@ impl Ops {
         plus: bool,
         reply: Reply<Vec<Listed>>,
     ) {
-        lock(&self.state).inodes.get_or_new(ino).listed = true;
+        let mut state = lock(&self.state);
+        if state.keeper == Keeper::Kernel {
+            state.inodes.get_or_new(ino).listed = true;
+        }
+        drop(state);
         let op = FsOp::Readdir {
             ino,
             after,
@@ -1031,6 +1314,7 @@ impl Ops {
     fn entry(&self, parent: InodeNo, name: &[u8], attr: Attr, index: u64) -> Entry {
         let mut state = lock(&self.state);
         state.inodes.looked_up(attr.ino);
+        state.remember(parent, name, Some(attr.ino), index);
         let known = state.known(attr, index);
         Entry {
             attr: known.attr,
@@ -1040,7 +1324,8 @@ impl Ops {
     }
 
     fn entry_ttl(&self, state: &State, parent: InodeNo, name: &[u8], index: u64) -> Duration {
-        if state.changes.name_since(parent, name, index) {
+        let stale = state.changes.name_since(parent, name, index);
+        if stale || state.keeper == Keeper::Fused {
             Duration::ZERO
         } else if self.epochs.load(Ordering::Relaxed) {
             TTL
@@ -1130,6 +1415,9 @@ impl Ops {
         let mut state = lock(&self.state);
         let Some(request) = state.requests.remove(id) else {
             let op = state.requests.take_late(id);
+            if let Some(op) = &op {
+                state.tree_changed(op, index);
+            }
             drop(state);
             if let Some(op) = op {
                 self.late(op, result);
@@ -1191,14 +1479,15 @@ impl Ops {
         // Pages that another handle may have read before the end moved.
         let beside = inode.if_busy().is_some_and(|busy| busy.buffered > 0);
         state.inodes.tidy(ino);
+        state.changed(ino, Some(&attr), answer.index);
         drop(state);
         ready.into_iter().for_each(|wake| wake(self));
         let moved = writing.append && (beside || offset != writing.offset);
         if moved {
             let from = offset.min(writing.offset);
-            self.invalidations.inode(ino, Some(from));
+            self.stale_inode(ino, Some(from));
         } else if killed {
-            self.invalidations.inode(ino, None);
+            self.stale_inode(ino, None);
         }
         let Some(reply) = writing.reply else {
             return;
@@ -1238,6 +1527,7 @@ impl Ops {
         if let Some(inode) = state.inodes.get(ino) {
             inode.version = Some(attr.data_version);
         }
+        state.changed(ino, None, answer.index);
         let known = state.known(attr, answer.index);
         state.inodes.tidy(ino);
         drop(state);
@@ -1266,7 +1556,7 @@ impl Ops {
         }
         state.inodes.tidy(ino);
         drop(state);
-        self.invalidations.inode(ino, Some(0));
+        self.stale_inode(ino, Some(0));
         ready.into_iter().for_each(|wake| wake(self));
         if let Some(reply) = reply {
             reply(errno(error));
@@ -1277,8 +1567,8 @@ impl Ops {
     /// nevertheless is not told to this mount again.
     fn late(&self, op: FsOp, result: Result<FsRep, FsError>) {
         let name = |parent: InodeNo, name: &[u8]| {
-            self.invalidations.entry(parent, name, None);
-            self.invalidations.inode(parent, Some(0));
+            self.stale_name(parent, name, None);
+            self.stale_inode(parent, Some(0));
         };
         match op {
             FsOp::Open { ino, .. } if result.is_ok() => self.release_inode(ino),
@@ -1307,7 +1597,7 @@ impl Ops {
                 name: n,
             } => {
                 name(parent, &n);
-                self.invalidations.inode(ino, None);
+                self.stale_inode(ino, None);
             }
             FsOp::Rename {
                 parent,
@@ -1320,7 +1610,7 @@ impl Ops {
                 name(new_parent, &new_name);
             }
             FsOp::Setattr { ino, .. } | FsOp::Write { ino, .. } => {
-                self.invalidations.inode(ino, Some(0));
+                self.stale_inode(ino, Some(0));
             }
             _ => (),
         }
@@ -1332,9 +1622,11 @@ impl Ops {
         state.prune();
         let next = state.requests.next_id();
         state.changes.inode(ino, index, next);
+        // What is kept here may outlive what the kernel knows.
+        let kept = known || state.keeper == Keeper::Fused;
         drop(state);
-        if known {
-            self.invalidations.inode(ino, data);
+        if kept {
+            self.stale_inode(ino, data);
         }
     }
 
@@ -1344,19 +1636,28 @@ impl Ops {
         state.prune();
         let next = state.requests.next_id();
         state.changes.name(parent, name, index, next);
+        if state.keeper == Keeper::Fused {
+            drop(state);
+            return self.stale_name(parent, name, lost);
+        }
         let lost = lost.filter(|ino| known && state.inodes.is_known(*ino));
         if lost.is_some() {
             state.lost.lost(lost, index);
         }
         drop(state);
         if known {
-            self.invalidations.entry(parent, name, lost);
+            self.stale_name(parent, name, lost);
         }
     }
 
     pub fn inval_all(&self, index: u64) {
         let mut state = lock(&self.state);
         state.changes.all(index);
+        if state.keeper == Keeper::Fused {
+            state.names.clear();
+            state.inodes.clear_all(true);
+            return;
+        }
         state.lost.lost(None, index);
         let (known, listed) = state.inodes.known();
         drop(state);
@@ -1415,6 +1716,28 @@ impl Ops {
 }
 
 impl State {
+    /// What the name means, as far as the kernel would have kept it.
+    fn remembered(&mut self, parent: InodeNo, name: &[u8]) -> Option<Attr> {
+        let ino = self.names.get(parent, name)?;
+        self.kept(ino)
+    }
+
+    /// Keeps what raftd has told of a name, for a kernel that does not.
+    fn remember(&mut self, parent: InodeNo, name: &[u8], ino: Option<InodeNo>, index: u64) {
+        let stale = self.changes.name_since(parent, name, index);
+        if self.keeper == Keeper::Fused && !stale && !is_dot(name) {
+            self.names.put(parent, name, ino);
+        }
+    }
+
+    /// How to answer a READ.
+    fn plan_read(&mut self, ino: InodeNo, offset: u64, size: u32) -> Plan {
+        match self.keeper {
+            Keeper::Kernel => Plan::Plain,
+            Keeper::Fused => self.inodes.plan_read(ino, offset, size),
+        }
+    }
+
     /// Forgets what only requests that are answered by now had to know.
     fn prune(&mut self) {
         let oldest = self.requests.oldest();
@@ -1434,6 +1757,11 @@ impl Answer<'_> {
             data: &[],
         }
     }
+}
+
+/// As much as was asked for.
+fn first(data: &[u8], want: u32) -> &[u8] {
+    data.get(..want as usize).unwrap_or(data)
 }
 
 /// A reply that can only be an error now.
@@ -1506,12 +1834,15 @@ mod tests {
         ] {
             assert_eq!(errno(e), want);
         }
-        assert_eq!(lookup_errno(FsError::NotFound), Errno::ENOENT);
-        let other = match cfg!(target_os = "openbsd") {
-            true => Errno::ENXIO,
-            false => Errno::EIO,
-        };
-        assert_eq!(lookup_errno(FsError::TimedOut), other);
+        for (e, kernel, fused) in [
+            (FsError::NotFound, Errno::ENOENT, Errno::ENOENT),
+            (FsError::Stale, Errno::ESTALE, Errno::ENOENT),
+            (FsError::TimedOut, Errno::EIO, Errno::ENXIO),
+            (FsError::NoQuorum, Errno::EIO, Errno::ENXIO),
+        ] {
+            assert_eq!(lookup_errno(Keeper::Kernel, e), kernel);
+            assert_eq!(lookup_errno(Keeper::Fused, e), fused);
+        }
     }
 
     #[test]

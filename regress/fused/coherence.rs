@@ -12,17 +12,36 @@
 // ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
 // OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
 
-//! Changes by others reach the kernel's caches, however busy they are.
+//! Changes by others reach whoever keeps what they change, however busy he is:
+//! one kernel itself, and fused for the other.
 
 #![forbid(unsafe_code)]
 
+use crate::client::Client;
 use crate::tree::Mode;
-use crate::{mount, wait_until, Options};
+use crate::{mount, scenarios, wait_until, Options};
+use nix::fcntl::OFlag;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+
+const READ: OFlag = OFlag::O_RDONLY;
+const BOTH: OFlag = OFlag::O_RDWR;
+
+scenarios![
+    open_sees_what_was_written_before,
+    an_open_file_changes_under_busy_readers,
+    names_come_and_go_under_busy_lookups,
+    attributes_change_while_they_are_looked_up,
+    everything_is_dropped_at_once,
+    reads_wait_for_pending_writes,
+    a_read_beside_a_pending_write_is_not_cut_short,
+    a_backing_file_is_given_back,
+    small_files_grow_into_backing_files,
+    listing_beside_pending_changes,
+];
 
 /// Ends the busy threads, also when the test fails.
 struct Stop<'a>(&'a AtomicBool);
@@ -42,17 +61,13 @@ fn busy<'s>(s: &'s thread::Scope<'s, '_>, stop: &'s AtomicBool, f: impl Fn() + S
     });
 }
 
-#[test]
-fn open_sees_what_was_written_before() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
+fn open_sees_what_was_written_before(c: &impl Client) {
     for size in [100, 10_000] {
         let name = format!("f{size}");
-        m.tree.create(&name, &vec![0; size]);
+        c.tree().create(&name, &vec![0; size]);
         for i in 1..200u8 {
-            m.tree.write(&name, 0, &vec![i; size]);
-            let bytes = fs::read(m.path(&name)).unwrap();
+            c.tree().write(&name, 0, &vec![i; size]);
+            let bytes = c.get(&name).unwrap();
             assert!(bytes == vec![i; size], "round {i}: {:?}", bytes.first());
         }
     }
@@ -75,153 +90,130 @@ fn open_names_what_the_name_means_now() {
     }
 }
 
-#[test]
-fn an_open_file_changes_under_busy_readers() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
-    m.tree.create("f", &[0; 20_000]);
-    let f = File::open(m.path("f")).unwrap();
+fn an_open_file_changes_under_busy_readers(c: &impl Client) {
+    c.tree().create("f", &[0; 20_000]);
+    let f = c.open("f", READ, 0).unwrap();
     let stop = AtomicBool::new(false);
     thread::scope(|s| {
         for _ in 0..3 {
             busy(s, &stop, || {
                 let mut bytes = vec![0; 20_000];
                 // Short once the file is.
-                f.read_at(&mut bytes, 0).unwrap();
-                f.metadata().unwrap();
+                c.pread(&f, &mut bytes, 0).unwrap();
+                c.fstat(&f).unwrap();
             });
         }
         let _stop = Stop(&stop);
         for i in 1..100u8 {
-            m.tree.write("f", 5000, &[i; 9000]);
+            c.tree().write("f", 5000, &[i; 9000]);
             wait_until("the new bytes", || {
                 let mut bytes = vec![0; 9000];
-                f.read_exact_at(&mut bytes, 5000).unwrap();
+                c.pread_exact(&f, &mut bytes, 5000);
                 bytes.iter().all(|b| *b == i)
             });
         }
-        m.tree.truncate("f", 3);
-        wait_until("the new size", || f.metadata().unwrap().len() == 3);
+        c.tree().truncate("f", 3);
+        wait_until("the new size", || c.fstat(&f).unwrap().size == 3);
     });
-    assert_eq!(fs::read(m.path("f")).unwrap(), [0, 0, 0]);
+    assert_eq!(c.get("f").unwrap(), [0, 0, 0]);
 }
 
-#[test]
-fn names_come_and_go_under_busy_lookups() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
+fn names_come_and_go_under_busy_lookups(c: &impl Client) {
     let stop = AtomicBool::new(false);
     thread::scope(|s| {
         for _ in 0..2 {
             busy(s, &stop, || {
-                let _ = fs::metadata(m.path("a"));
-                let _ = fs::metadata(m.path("b"));
-                let _ = fs::read_dir(m.path("")).unwrap().count();
+                let _ = c.stat("a");
+                let _ = c.stat("b");
+                c.names("");
             });
         }
         let _stop = Stop(&stop);
         let listed = |name: &str| {
-            let mut names = fs::read_dir(m.path("")).unwrap();
-            names.any(|e| e.unwrap().file_name() == name)
+            let names = c.names("");
+            names.iter().any(|listed| listed == name)
         };
         for i in 0..100 {
             let text = i.to_string();
-            m.tree.create("a", text.as_bytes());
-            wait_until("a appears", || m.path("a").exists());
+            c.tree().create("a", text.as_bytes());
+            wait_until("a appears", || c.exists("a"));
             wait_until("a is listed", || listed("a"));
-            m.tree.rename("a", "b");
-            wait_until("a goes", || !m.path("a").exists() && !listed("a"));
+            c.tree().rename("a", "b");
+            wait_until("a goes", || !c.exists("a") && !listed("a"));
             wait_until("b appears", || {
-                fs::read(m.path("b")).is_ok_and(|b| b == text.as_bytes())
+                c.get("b").is_ok_and(|b| b == text.as_bytes())
             });
             wait_until("b is listed", || listed("b"));
-            m.tree.unlink("b");
-            wait_until("b goes", || !m.path("b").exists() && !listed("b"));
+            c.tree().unlink("b");
+            wait_until("b goes", || !c.exists("b") && !listed("b"));
         }
     });
 }
 
-#[test]
-fn attributes_change_while_the_kernel_instantiates() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
+fn attributes_change_while_they_are_looked_up(c: &impl Client) {
     let names: Vec<String> = (0..2000).map(|i| format!("f{i}")).collect();
-    names.iter().for_each(|name| m.tree.create(name, b"x"));
+    names.iter().for_each(|name| c.tree().create(name, b"x"));
     thread::scope(|s| {
         let names = &names;
         for t in 0..3 {
-            let m = &m;
             s.spawn(move || {
                 for name in names.iter().skip(t) {
-                    fs::metadata(m.path(name)).unwrap();
+                    c.stat(name).unwrap();
                 }
             });
         }
         for name in names {
-            m.tree.chmod(name, 0o600);
+            c.tree().chmod(name, 0o600);
         }
     });
     for name in &names {
         wait_until("the new mode", || {
-            fs::metadata(m.path(name)).unwrap().mode() & 0o7777 == 0o600
+            c.stat(name).unwrap().mode & 0o7777 == 0o600
         });
     }
 }
 
-#[test]
-fn everything_is_dropped_at_once() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
-    m.tree.create("a", b"a");
-    m.tree.create("b", b"b");
-    let f = File::open(m.path("a")).unwrap();
-    let read = |name: &str| fs::read(m.path(name)).unwrap_or_default();
-    let count = || fs::read_dir(m.path("")).unwrap().count();
+fn everything_is_dropped_at_once(c: &impl Client) {
+    c.tree().create("a", b"a");
+    c.tree().create("b", b"b");
+    let f = c.open("a", READ, 0).unwrap();
+    let read = |name: &str| c.get(name).unwrap_or_default();
+    let count = || c.names("").len();
     assert_eq!(
         (read("a"), read("b"), count()),
         (b"a".to_vec(), b"b".to_vec(), 2)
     );
-    assert!(!m.path("c").exists());
+    assert!(!c.exists("c"));
 
-    m.tree.write_quietly("a", 0, b"A");
-    m.tree.rename_quietly("b", "d");
-    m.tree.create_quietly("c", b"c");
-    m.tree.inval_all();
+    c.tree().write_quietly("a", 0, b"A");
+    c.tree().rename_quietly("b", "d");
+    c.tree().create_quietly("c", b"c");
+    c.tree().inval_all();
     wait_until("new bytes", || {
         let mut byte = [0];
-        f.read_exact_at(&mut byte, 0).unwrap();
+        c.pread_exact(&f, &mut byte, 0);
         byte == *b"A"
     });
-    wait_until("the old name goes", || !m.path("b").exists());
+    wait_until("the old name goes", || !c.exists("b"));
     wait_until("new names", || read("c") == b"c" && read("d") == b"b");
     wait_until("a new listing", || count() == 3);
 }
 
-#[test]
-fn reads_wait_for_pending_writes() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
-    m.tree.create("f", &[b'o'; 10_000]);
-    let f = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(m.path("f"))
-        .unwrap();
-    m.tree.set_mode(Mode::Hold);
+fn reads_wait_for_pending_writes(c: &impl Client) {
+    c.tree().create("f", &[b'o'; 10_000]);
+    let f = c.open("f", BOTH, 0).unwrap();
+    c.tree().set_mode(Mode::Hold);
     // Neither is a whole page, so the kernel has to read what is around them.
-    f.write_all_at(b"new", 100).unwrap();
-    f.write_all_at(b"more", 10_000).unwrap();
-    m.tree.wait_held(2);
+    c.pwrite(&f, b"new", 100).unwrap();
+    c.pwrite(&f, b"more", 10_000).unwrap();
+    c.tree().wait_held(2);
+    let asked = || c.tree().asked("lookup") + c.tree().asked("open");
+    let before = asked();
     thread::scope(|s| {
-        let reader = s.spawn(|| fs::read(m.path("f")).unwrap());
-        let stat = s.spawn(|| f.metadata().unwrap().len());
-        m.tree.wait_asked("open", 2);
-        m.tree.apply_held();
+        let reader = s.spawn(|| c.get("f").unwrap());
+        let stat = s.spawn(|| c.fstat(&f).unwrap().size);
+        wait_until("it is asked for", || asked() > before);
+        c.tree().apply_held();
         let bytes = reader.join().unwrap();
         assert_eq!(&bytes[99..104], b"onewo");
         assert_eq!(&bytes[9999..], b"omore");
@@ -229,34 +221,26 @@ fn reads_wait_for_pending_writes() {
     });
 }
 
-#[test]
-fn a_read_beside_a_pending_write_is_not_cut_short() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
+fn a_read_beside_a_pending_write_is_not_cut_short(c: &impl Client) {
     // With a descriptor, so that fused reads the file itself.
-    m.tree.create("f", &[b'o'; 5000]);
-    let mut f = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(m.path("f"))
-        .unwrap();
-    m.tree.set_mode(Mode::Hold);
-    f.write_all_at(b"far", 50_000).unwrap();
-    m.tree.wait_held(1);
+    c.tree().create("f", &[b'o'; 5000]);
+    let f = c.open("f", BOTH, 0).unwrap();
+    c.tree().set_mode(Mode::Hold);
+    c.pwrite(&f, b"far", 50_000).unwrap();
+    c.tree().wait_held(1);
     thread::scope(|s| {
         let reader = s.spawn(|| {
             let mut bytes = vec![1; 30_000];
-            f.read_exact_at(&mut bytes, 0).unwrap();
+            c.pread_exact(&f, &mut bytes, 0);
             bytes
         });
-        m.tree.apply_held();
+        c.tree().apply_held();
         let bytes = reader.join().unwrap();
         assert!(bytes[..5000].iter().all(|b| *b == b'o'));
         assert!(bytes[5000..].iter().all(|b| *b == 0));
     });
-    assert_eq!(f.seek(SeekFrom::End(0)).unwrap(), 50_003);
-    assert_eq!(fs::read(m.path("f")).unwrap().len(), 50_003);
+    assert_eq!(c.fstat(&f).unwrap().size, 50_003);
+    assert_eq!(c.get("f").unwrap().len(), 50_003);
 }
 
 #[test]
@@ -288,82 +272,56 @@ fn appends_go_to_the_end_wherever_it_is() {
     }
 }
 
-#[test]
-fn a_backing_file_is_given_back() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
-    m.tree.create("f", &[1; 9000]);
-    let f = File::open(m.path("f")).unwrap();
+fn a_backing_file_is_given_back(c: &impl Client) {
+    c.tree().create("f", &[1; 9000]);
+    let f = c.open("f", READ, 0).unwrap();
     let mut bytes = [0; 9000];
-    f.read_exact_at(&mut bytes, 0).unwrap();
-    assert_eq!(m.tree.asked("read"), 0);
-    m.tree.revoke("f");
-    m.tree.wait_revoke_acks(1);
-    m.tree.write("f", 0, &[2; 9000]);
+    c.pread_exact(&f, &mut bytes, 0);
+    assert_eq!(c.tree().asked("read"), 0);
+    c.tree().revoke("f");
+    c.tree().wait_revoke_acks(1);
+    c.tree().write("f", 0, &[2; 9000]);
     wait_until("the new bytes", || {
-        f.read_exact_at(&mut bytes, 0).unwrap();
+        c.pread_exact(&f, &mut bytes, 0);
         bytes.iter().all(|b| *b == 2)
     });
-    assert!(m.tree.asked("read") > 0, "read through raftd");
+    assert!(c.tree().asked("read") > 0, "read through raftd");
     // Also what was never there.
-    m.tree.revoke("");
-    m.tree.wait_revoke_acks(2);
+    c.tree().revoke("");
+    c.tree().wait_revoke_acks(2);
 }
 
-#[test]
-fn small_files_grow_into_backing_files() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
-    let f = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(m.path("f"))
+fn small_files_grow_into_backing_files(c: &impl Client) {
+    let f = c
+        .open("f", BOTH | OFlag::O_CREAT | OFlag::O_TRUNC, 0o644)
         .unwrap();
     let mut want = Vec::new();
     for i in 0..40u8 {
-        f.write_all_at(&[i; 100], want.len() as u64).unwrap();
+        c.pwrite(&f, &[i; 100], want.len() as u64).unwrap();
         want.extend([i; 100]);
-        let g = File::open(m.path("f")).unwrap();
+        let g = c.open("f", READ, 0).unwrap();
         let mut bytes = vec![0; want.len()];
-        g.read_exact_at(&mut bytes, 0).unwrap();
+        c.pread_exact(&g, &mut bytes, 0);
         assert!(bytes == want, "{} bytes", want.len());
     }
 }
 
-#[test]
-fn listing_beside_pending_changes() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
-    m.tree.create("quiet", b"x");
-    let f = File::create(m.path("pending")).unwrap();
-    m.tree.set_mode(Mode::Hold);
-    f.write_all_at(b"12345", 0).unwrap();
-    m.tree.wait_held(1);
+fn listing_beside_pending_changes(c: &impl Client) {
+    c.tree().create("quiet", b"x");
+    let f = c.open("pending", BOTH | OFlag::O_CREAT, 0o644).unwrap();
+    c.tree().set_mode(Mode::Hold);
+    c.pwrite(&f, b"12345", 0).unwrap();
+    c.tree().wait_held(1);
     // Does not wait for them, and has their numbers.
     let names = || -> Vec<(String, u64)> {
-        let dir = nix::dir::Dir::open(
-            &m.path(""),
-            nix::fcntl::OFlag::O_RDONLY,
-            nix::sys::stat::Mode::empty(),
-        );
-        let mut names: Vec<_> = dir
-            .unwrap()
-            .into_iter()
-            .map(|e| e.unwrap())
-            .map(|e| (e.file_name().to_str().unwrap().to_string(), e.ino()))
-            .filter(|(name, _)| !name.starts_with('.'))
-            .collect();
+        let mut names = c.readdir("").unwrap();
+        names.retain(|(name, _)| !name.starts_with('.'));
         names.sort();
         names
     };
-    let want = |name: &str| (name.to_string(), m.tree.attr(name).ino.0);
+    let want = |name: &str| (name.to_string(), c.tree().attr(name).ino.0);
     assert_eq!(names(), [want("pending"), want("quiet")]);
-    m.tree.apply_held();
-    assert_eq!(fs::metadata(m.path("pending")).unwrap().len(), 5);
+    c.tree().apply_held();
+    assert_eq!(c.stat("pending").unwrap().size, 5);
     assert_eq!(names(), [want("pending"), want("quiet")]);
 }

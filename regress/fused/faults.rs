@@ -16,10 +16,12 @@
 
 #![forbid(unsafe_code)]
 
+use crate::client::{fails, Client};
 use crate::tree::Mode;
-use crate::{errno, mount, wait_until, Options};
+use crate::{errno, mount, scenarios, wait_until, Options};
 use common::fs::FsError;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::statvfs::statvfs;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -27,6 +29,8 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::thread;
 use std::time::Duration;
+
+scenarios![no_quorum, more_writers_than_room];
 
 fn brief() -> Options {
     Options {
@@ -66,7 +70,10 @@ fn a_failed_write_is_reported_once() {
     m.tree.refuse_held(FsError::Io);
     wait_until("the error", || match f.write_at(b"N", 0) {
         Ok(_) => false,
-        Err(e) => e.raw_os_error() == Some(Errno::EIO as i32),
+        failed => {
+            assert_eq!(errno(failed), Errno::EIO);
+            true
+        }
     });
     f.write_all_at(b"new", 0).unwrap();
     assert_eq!(fs::read(m.path("f")).unwrap(), b"new bytes");
@@ -89,7 +96,7 @@ fn a_synchronous_write_fails_itself() {
         return;
     };
     m.tree.create("f", b"");
-    let flags = nix::fcntl::OFlag::O_SYNC.bits();
+    let flags = OFlag::O_SYNC.bits();
     let mut options = OpenOptions::new();
     let f = options
         .write(true)
@@ -202,51 +209,42 @@ fn a_write_that_is_never_applied_fails_in_time() {
     });
 }
 
-#[test]
-fn no_quorum() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
-    m.tree.create("f", b"text");
-    assert_eq!(fs::read(m.path("f")).unwrap(), b"text");
-    m.tree.quorum(false);
-    wait_until("no quorum is known", || {
-        fs::create_dir(m.path("d")).is_err()
-    });
-    let _ = fs::remove_dir(m.path("d"));
-    assert_eq!(errno(fs::create_dir(m.path("e"))), Errno::EROFS);
-    assert_eq!(errno(fs::remove_file(m.path("f"))), Errno::EROFS);
-    assert_eq!(errno(fs::write(m.path("f"), b"")), Errno::EROFS);
-    assert_eq!(fs::metadata(m.path("f")).unwrap().len(), 4);
-    m.tree.quorum(true);
-    wait_until("quorum is known", || fs::create_dir(m.path("e")).is_ok());
-    fs::write(m.path("f"), b"more").unwrap();
+fn no_quorum(c: &impl Client) {
+    c.tree().create("f", b"text");
+    assert_eq!(c.get("f").unwrap(), b"text");
+    c.tree().quorum(false);
+    wait_until("no quorum is known", || c.mkdir("d", 0o755).is_err());
+    let _ = c.rmdir("d");
+    assert_eq!(fails(c.mkdir("e", 0o755)), Errno::EROFS);
+    assert_eq!(fails(c.unlink("f")), Errno::EROFS);
+    assert_eq!(fails(c.put("f", b"")), Errno::EROFS);
+    assert_eq!(c.stat("f").unwrap().size, 4);
+    c.tree().quorum(true);
+    wait_until("quorum is known", || c.mkdir("e", 0o755).is_ok());
+    c.put("f", b"more").unwrap();
 }
 
-#[test]
-fn more_writers_than_room() {
-    let Some(m) = mount(Options::default()) else {
-        return;
-    };
+fn more_writers_than_room(c: &impl Client) {
     // 64 MiB that nobody accepts yet, and still everything else is answered.
-    m.tree.create("other", b"x");
-    let files: Vec<File> = (0..64)
-        .map(|i| File::create(m.path(&format!("f{i}"))).unwrap())
+    c.tree().create("other", b"x");
+    let create = OFlag::O_WRONLY | OFlag::O_CREAT;
+    let files: Vec<_> = (0..64)
+        .map(|i| c.open(&format!("f{i}"), create, 0o644).unwrap())
         .collect();
-    let blocked = m.tree.block();
+    let blocked = c.tree().block();
     thread::scope(|s| {
         for (i, f) in files.iter().enumerate() {
-            s.spawn(move || f.write_all_at(&vec![i as u8; 1 << 20], 0).unwrap());
+            s.spawn(move || c.pwrite(f, &vec![i as u8; 1 << 20], 0).unwrap());
         }
         for _ in 0..100 {
-            fs::write(m.path("other"), b"").unwrap();
-            statvfs(&m.path("")).unwrap();
+            c.put("other", b"").unwrap();
+            c.statfs().unwrap();
         }
         drop(blocked);
     });
     drop(files);
     for i in 0..64 {
-        let bytes = m.tree.contents(&format!("f{i}"));
+        let bytes = c.tree().contents(&format!("f{i}"));
         assert!(bytes.len() == 1 << 20 && bytes.iter().all(|b| *b == i as u8));
     }
 }
@@ -298,6 +296,7 @@ fn unmounting_ends_it_well() {
     };
     fs::write(m.path("f"), b"text").unwrap();
     m.unmount().unwrap();
-    assert_eq!(m.wait_exit().code(), Some(0));
+    let status = m.wait_exit();
+    assert_eq!(status.code(), Some(0), "{status}");
     assert_eq!(m.tree.contents("f"), b"text");
 }

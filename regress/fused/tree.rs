@@ -391,6 +391,13 @@ impl Tree {
         self.send(&RaftdToFused::Revoke { ino }, None, &[]);
     }
 
+    /// fused has then read all that it was told before.
+    pub fn revoke_and_wait(&self, path: &str) {
+        let acks = self.state().revoke_acks;
+        self.revoke(path);
+        self.wait_revoke_acks(acks + 1);
+    }
+
     /// Another node changes the tree; this one's kernel is told, unless
     /// `quietly`.
     fn elsewhere(&self, op: FsOp, data: &[u8], quietly: bool) -> Attr {
@@ -555,6 +562,14 @@ impl Tree {
         let state = self.state();
         let ino = state.walk(path);
         state.inodes[&ino].attr.clone()
+    }
+
+    /// Nothing if it is not there.
+    pub fn attr_or(&self, path: &str) -> Attr {
+        match self.is_there(path) {
+            true => self.attr(path),
+            false => Attr::default(),
+        }
     }
 
     pub fn contents(&self, path: &str) -> Vec<u8> {
@@ -1028,7 +1043,11 @@ impl State {
                 FsRep::Opened { attr }
             }
             FsOp::Read { ino, offset, size } => {
-                *bytes = self.get(*ino)?.read(*offset, *size as usize);
+                let inode = self.get(*ino)?;
+                if !inode.attr.is_file() {
+                    return Err(FsError::IsDir);
+                }
+                *bytes = inode.read(*offset, *size as usize);
                 FsRep::Data {
                     len: bytes.len() as u32,
                 }

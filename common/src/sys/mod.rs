@@ -20,9 +20,7 @@
 //!
 //! | file                       | what differs                               |
 //! | -------------------------- | ------------------------------------------ |
-//! | fused/src/cache.rs         | whether the kernel takes notifications     |
 //! | fused/src/device.rs        | how many threads may read the device       |
-//! | fused/src/ops.rs           | the error that a lookup may answer         |
 //! | raftd/src/fused/request.rs | whether the kernel judges ownership        |
 //! | regress/dfsd/dir.rs        | the option of umount(8)                    |
 //! | regress/fused/posix.rs     | calls that Linux alone has                 |
