@@ -1007,9 +1007,15 @@ impl Ops {
             None => Err(go),
         };
         drop(state);
-        if let Err(go) = go {
-            go(self);
+        match go {
+            Err(go) => go(self),
+            Ok(()) => self.hurry(ino),
         }
+    }
+
+    /// raftd lets wait what nobody waits for: somebody does now.
+    fn hurry(&self, ino: InodeNo) {
+        self.ask(Cred::default(), FsOp::Fsync { ino }, |_, _| ());
     }
 
     fn read_now(&self, cred: Cred, ino: InodeNo, offset: u64, size: u32, reply: DataReply) {
@@ -1121,10 +1127,11 @@ impl Ops {
                     ..read
                 };
                 let go: Wake = Box::new(|ops| ops.reads.push(again));
-                let waits = busy.pending.wait(None, go);
+                let (waits, ino) = (busy.pending.wait(None, go), read.ino);
                 drop(state);
-                if let Err(go) = waits {
-                    go(self);
+                match waits {
+                    Err(go) => go(self),
+                    Ok(()) => self.hurry(ino),
                 }
             }
         }

@@ -234,6 +234,8 @@ fn a_read_beside_a_pending_write_is_not_cut_short(c: &impl Client) {
             c.pread_exact(&f, &mut bytes, 0);
             bytes
         });
+        // raftd would let the write wait for company.
+        wait_until("raftd hears of it", || c.tree().asked("fsync") > 0);
         c.tree().apply_held();
         let bytes = reader.join().unwrap();
         assert!(bytes[..5000].iter().all(|b| *b == b'o'));
