@@ -21,6 +21,8 @@ LC_ALL=C
 export LC_ALL
 . "$(dirname "$0")/../lib.sh"
 cluster_up 1 -o "nosuid no"
+# mount(8) takes a spec for a file if there is one of that name.
+cd "$CLUSTER" || exit 1
 S=$(ctl sock 1)
 M=$(mnt 1)
 A=$CLUSTER/n1/by-hand
