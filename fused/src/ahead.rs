@@ -57,7 +57,7 @@ pub struct Ahead {
     next: u64,
     /// Of the first byte.
     offset: u64,
-    bytes: Arc<Vec<u8>>,
+    bytes: Option<Arc<Vec<u8>>>,
     /// The file ends behind them.
     end: bool,
     round: u64,
@@ -68,8 +68,8 @@ impl Ahead {
     pub fn plan(&mut self, offset: u64, size: u32) -> Plan {
         let sequential = offset == self.next;
         self.next = offset.saturating_add(u64::from(size));
-        if let Some(range) = self.find(offset, size) {
-            return Plan::Have(self.bytes.clone(), range);
+        if let Some((bytes, range)) = self.find(offset, size) {
+            return Plan::Have(bytes, range);
         }
         if !sequential || self.filling || size > SMALL_MAX {
             return Plan::Plain;
@@ -78,17 +78,17 @@ impl Ahead {
         Plan::Fill(Round(self.round))
     }
 
-    fn find(&self, offset: u64, size: u32) -> Option<Range<usize>> {
-        if self.bytes.is_empty() && !self.end {
-            return None;
-        }
+    fn find(&self, offset: u64, size: u32) -> Option<(Arc<Vec<u8>>, Range<usize>)> {
+        let bytes = self.bytes.clone()?;
         let from = usize::try_from(offset.checked_sub(self.offset)?).ok()?;
         let to = from.checked_add(size as usize)?;
-        let len = self.bytes.len();
-        if to <= len {
-            return Some(from..to);
-        }
-        self.end.then(|| from.min(len)..len)
+        let len = bytes.len();
+        let range = match to <= len {
+            true => from..to,
+            false if self.end => from.min(len)..len,
+            false => return None,
+        };
+        Some((bytes, range))
     }
 
     /// What a fill has read; fewer than AHEAD are the end of the file.  False
@@ -99,7 +99,7 @@ impl Ahead {
         }
         self.filling = false;
         self.offset = offset;
-        self.bytes = Arc::new(bytes.to_vec());
+        self.bytes = Some(Arc::new(bytes.to_vec()));
         self.end = bytes.len() < AHEAD as usize;
         true
     }

@@ -78,6 +78,14 @@ struct Change {
     next: ReqId,
 }
 
+impl Change {
+    /// A change never takes the place of a later one.
+    fn or_later(known: Option<&Change>, index: u64, next: ReqId) -> Change {
+        let index = known.map_or(index, |c| c.index.max(index));
+        Change { index, next }
+    }
+}
+
 /// What has changed while requests are in flight.  A reply that is older than
 /// the last change of its inode or name may reach the kernel after the
 /// notification, which then found nothing to drop: so it must not be cached.
@@ -85,6 +93,8 @@ struct Change {
 pub struct Changes {
     /// Everything has changed with this index.
     floor: u64,
+    /// The highest of all that were told.
+    highest: u64,
     inodes: HashMap<InodeNo, Change>,
     names: HashMap<InodeNo, HashMap<Vec<u8>, Change>>,
     order: VecDeque<(ReqId, Key)>,
@@ -92,24 +102,29 @@ pub struct Changes {
 
 impl Changes {
     pub fn inode(&mut self, ino: InodeNo, index: u64, next: ReqId) {
-        self.inodes.insert(ino, Change { index, next });
+        let change = Change::or_later(self.inodes.get(&ino), index, next);
+        self.inodes.insert(ino, change);
         self.note(index, next, Key::Inode(ino));
     }
 
     pub fn name(&mut self, parent: InodeNo, name: &[u8], index: u64, next: ReqId) {
         let names = self.names.entry(parent).or_default();
-        names.insert(name.to_vec(), Change { index, next });
+        let change = Change::or_later(names.get(name), index, next);
+        names.insert(name.to_vec(), change);
         self.note(index, next, Key::Name(parent, name.to_vec()));
     }
 
     pub fn all(&mut self, index: u64) {
+        let highest = self.highest.max(index);
         *self = Changes {
-            floor: self.floor.max(index),
+            floor: highest,
+            highest,
             ..Changes::default()
         };
     }
 
     fn note(&mut self, index: u64, next: ReqId, key: Key) {
+        self.highest = self.highest.max(index);
         self.order.push_back((next, key));
         if self.order.len() > CHANGES_MAX {
             self.all(index);
@@ -523,6 +538,19 @@ mod tests {
         changes.all(30);
         assert!(changes.inode_since(B, 29) && changes.name_since(B, b"z", 29));
         assert!(!changes.inode_since(B, 30));
+    }
+
+    #[test]
+    fn a_later_change_stays() {
+        let mut changes = Changes::default();
+        changes.inode(A, 50, ReqId(1));
+        changes.name(A, b"x", 60, ReqId(1));
+        changes.inode(A, 0, ReqId(2));
+        changes.name(A, b"x", 7, ReqId(2));
+        assert!(changes.inode_since(A, 49) && changes.name_since(A, b"x", 59));
+        changes.all(0);
+        assert!(changes.inode_since(A, 59) && changes.inode_since(B, 59));
+        assert!(!changes.inode_since(A, 60));
     }
 
     #[test]

@@ -280,11 +280,15 @@ impl Filesystem for Device {
         // Who takes word of us about what to drop says so.  OpenBSD's kernel,
         // protocol 7.19, offers nothing at all.
         let explicit = InitFlags::FUSE_EXPLICIT_INVAL_DATA;
-        self.ops
-            .set_keeper(match config.capabilities().contains(explicit) {
-                true => Keeper::Kernel,
-                false => Keeper::Fused,
-            });
+        let keeper = match config.capabilities().contains(explicit) {
+            true => Keeper::Kernel,
+            // It would keep pages all the same, and could not be told.
+            false if self.ops.readers > 1 => {
+                return Err(io::Error::other("need Linux 5.2 or later"));
+            }
+            false => Keeper::Fused,
+        };
+        self.ops.set_keeper(keeper);
         let v2 = InitFlags::FUSE_HANDLE_KILLPRIV_V2;
         self.killpriv_v2 = config.add_capabilities(v2).is_ok();
         if !self.killpriv_v2 {

@@ -368,6 +368,9 @@ impl State {
             | FsOp::Mknod { parent, name, .. }
             | FsOp::Mkdir { parent, name, .. }
             | FsOp::Symlink { parent, name, .. } => self.name_made(*parent, name, index),
+            FsOp::Setattr { ino, .. } | FsOp::Write { ino, .. } => {
+                self.changed(*ino, None, index);
+            }
             _ => (),
         }
     }
@@ -945,8 +948,10 @@ impl Ops {
             state.inodes.set_backing(ino, backing);
         }
         let killed = state.inodes.get_or_new(ino).note(&attr, index);
-        if state.keeper == Keeper::Fused {
-            state.known(attr, index);
+        match state.keeper {
+            Keeper::Kernel => (),
+            Keeper::Fused if flags & libc::O_TRUNC != 0 => state.changed(ino, Some(&attr), index),
+            Keeper::Fused => drop(state.known(attr, index)),
         }
         drop(state);
         if killed {
@@ -1422,7 +1427,8 @@ impl Ops {
         let mut state = lock(&self.state);
         let Some(request) = state.requests.remove(id) else {
             let op = state.requests.take_late(id);
-            if let Some(op) = &op {
+            // One that failed has changed nothing, and has no index.
+            if let Some(op) = op.as_ref().filter(|_| result.is_ok()) {
                 state.tree_changed(op, index);
             }
             drop(state);
@@ -1578,7 +1584,12 @@ impl Ops {
             self.stale_inode(parent, Some(0));
         };
         match op {
-            FsOp::Open { ino, .. } if result.is_ok() => self.release_inode(ino),
+            FsOp::Open { ino, truncate } if result.is_ok() => {
+                self.release_inode(ino);
+                if truncate {
+                    self.stale_inode(ino, Some(0));
+                }
+            }
             FsOp::Create {
                 parent, name: n, ..
             } => {

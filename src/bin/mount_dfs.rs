@@ -49,7 +49,7 @@ const LINUX_NAME: &str = "mount.dfs";
 /// What fstab(5) can say that is so in any case, or is meant for mount(8) and
 /// those who read fstab(5).  What dfsd.conf says can only be narrowed, so that
 /// the opposite of a narrowing option is among these.
-const IGNORED: [&str; 15] = [
+const IGNORED: [&str; 19] = [
     "",
     "_netdev",
     "async",
@@ -57,14 +57,18 @@ const IGNORED: [&str; 15] = [
     "auto",
     "defaults",
     "diratime",
+    "group",
     "net",
     "noatime",
     "noauto",
     "nodiratime",
     "nofail",
     "nouser",
+    "owner",
     "relatime",
     "silent",
+    "user",
+    "users",
 ];
 
 struct Options {
