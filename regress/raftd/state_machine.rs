@@ -30,6 +30,7 @@ use openraft::raft::{
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 use openraft::vote::RaftLeaderId;
 use openraft::{RaftLogReader, RaftSnapshotBuilder};
+use raftd::fs::dirent;
 use raftd::fs::inode::{self, Contents};
 use raftd::fs::op::{Check, Command, Op, Origin, RenameHow, WriteAt};
 use raftd::fs::{Change, Outcome, Reply, Verdict};
@@ -44,7 +45,7 @@ use raftd::store::{wal, Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::future::Future;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
@@ -932,6 +933,48 @@ fn full_disk_stops_apply_until_there_is_room() {
     assert_eq!(seen, (from..from + 10).collect::<Vec<_>>());
     node.checkpoint();
     drop(node);
+}
+
+#[test]
+fn full_disk_holds_up_a_checkpoint() {
+    let dir = Dir::new();
+    let Some(_tmpfs) = Tmpfs::mount(dir.0.clone(), "32m") else {
+        eprintln!("SKIPPED: cannot mount a tmpfs");
+        return;
+    };
+    let mut node = Node::open(&dir.0);
+    node.run(head());
+    for n in 0..3000 {
+        node.create(&format!("{n:0200}"));
+    }
+    let before = node.store.checkpointed().index();
+    let guest = Guest(dir.0.join("guest"));
+    let mut file = fs::File::create(&guest.0).unwrap();
+    for size in [1 << 16, 1 << 12] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+    let store = node.store.clone();
+    let room = std::thread::spawn(move || {
+        wait_until("alarm", || store.alarm().is_some());
+        let alarm = store.alarm().unwrap();
+        assert!(alarm.starts_with("checkpoint: metadata: "), "{alarm}");
+        assert_eq!(store.checkpointed().index(), before);
+        drop((guest, file));
+    });
+    node.checkpoint();
+    room.join().unwrap();
+    assert_eq!(node.store.alarm(), None);
+    assert!(node.store.checkpointed().index() > before);
+    drop(node);
+    let node = Node::open(&dir.0);
+    let names = dirent::readdir(
+        &node.store.meta().read(),
+        InodeNo::ROOT,
+        Cookie(0),
+        1 << 30,
+        false,
+    );
+    assert_eq!(names.unwrap().0.len(), 3000 + 2);
 }
 
 /// The network of a cluster of one.

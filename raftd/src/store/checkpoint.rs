@@ -16,7 +16,8 @@
 //! disk, so that the log up to there is no longer needed.  Apply and readers
 //! go on meanwhile; only the freeze happens between two entries.  An error
 //! ends the process: after a failed sync nobody knows what is on the disk, but
-//! the last checkpoint and the log from there on are.
+//! the last checkpoint and the log from there on are.  Only when LMDB finds no
+//! room has nothing happened, and step 3 is tried again until there is some.
 //!
 //! The sequence, and what a crash right after each step leaves.  "Replay" is
 //! openraft giving apply the log again from the last committed checkpoint.
@@ -64,7 +65,7 @@
 use super::meta::{self, Meta, MetaError};
 use super::Store;
 use common::fs::InodeNo;
-use common::{fatal, fatalx, log_debug};
+use common::{fatal, fatalx, log_debug, log_info, log_warnx};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -81,6 +82,8 @@ const LOG_ENTRIES: u64 = 500_000;
 const OVERLAY_BYTES: usize = 8 << 20;
 /// Whatever there is to do waits no longer than this.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// Between two attempts when the disk is full.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Files whose inodes are gone with this checkpoint, to be unlinked after it.
 const DEAD: &[u8] = b"!dead";
@@ -148,6 +151,13 @@ impl Asked {
     /// It cannot be now; the next entry asks again.
     fn postpone(&self) {
         self.state().due = false;
+    }
+
+    /// Sleeps a while; true if it is the end.
+    fn pause(&self) -> bool {
+        let state = self.state();
+        let woken = self.wake.wait_timeout_while(state, RETRY, |s| !s.stop);
+        woken.unwrap_or_else(PoisonError::into_inner).0.stop
     }
 
     /// Sleeps until there is something to do.  Answers who waits for it, and
@@ -249,8 +259,8 @@ fn checkpoint(store: &Store) -> bool {
         fatal!(e, "checkpoint");
     }
     store.syncing.store(false, Ordering::Relaxed);
-    if let Err(e) = store.meta.commit_frozen() {
-        fatal!(e, "checkpoint");
+    if !commit(store) {
+        return false;
     }
     let left = store.data.unlink(&dirty.dead);
     store.data.bury(left);
@@ -264,6 +274,33 @@ fn checkpoint(store: &Store) -> bool {
     // looked at pages that nobody will want for a while.
     common::sys::malloc::trim();
     common::sys::maps::release(meta::MAP_PATH);
+    true
+}
+
+/// Step 3.  A full disk is waited for; false if that is at the end, when the
+/// log has all of it.
+fn commit(store: &Store) -> bool {
+    let mut told = false;
+    loop {
+        let full = || store.data.room().is_ok_and(|room| room.bytes == 0);
+        match store.meta.commit_frozen() {
+            Ok(()) => break,
+            Err(e) if e.is_full_disk(full()) => {
+                if !std::mem::replace(&mut told, true) {
+                    log_warnx!("checkpoint: {e}");
+                }
+                store.set_alarm(Some(format!("checkpoint: {e}")));
+                if store.asked.pause() {
+                    return false;
+                }
+            }
+            Err(e) => fatal!(e, "checkpoint"),
+        }
+    }
+    if told {
+        store.set_alarm(None);
+        log_info!("checkpoint goes on");
+    }
     true
 }
 

@@ -104,6 +104,21 @@ pub enum MetaError {
     Io(io::Error),
 }
 
+impl MetaError {
+    /// Whether the disk has no room for it.  LMDB says EIO when it could write
+    /// a part; `full` is what the disk says then.
+    pub fn is_full_disk(&self, full: bool) -> bool {
+        let MetaError::Lmdb(heed::Error::Io(e)) = self else {
+            return false;
+        };
+        match e.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => true,
+            Some(libc::EIO) => full,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for MetaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -261,7 +276,8 @@ impl Meta {
 
     /// Second step of a checkpoint: the frozen overlay goes to disk, in one
     /// transaction, while readers and apply go on.  Nothing to do without a
-    /// frozen overlay.  After an error the process must end.
+    /// frozen overlay.  After an error the process must end, unless the disk is
+    /// full: then nothing has happened, and it can be tried again.
     pub fn commit_frozen(&self) -> Result<(), MetaError> {
         let Some(frozen) = self.shared().frozen.clone() else {
             return Ok(());

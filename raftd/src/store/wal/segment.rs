@@ -22,7 +22,8 @@ use super::record::{check_entry, Take, HEAD, SEGMENT_HEADER};
 use super::{lock, Counters};
 use common::sys::random::random_u64;
 use common::{log_info, log_warn, log_warnx};
-use nix::sys::statvfs::Statvfs;
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -48,6 +49,10 @@ const SPARES_OVER: usize = 2;
 const LEISURE: Duration = Duration::from_secs(10);
 /// What such a spare must leave free on the disk.
 const LEISURE_ROOM: u64 = 1 << 30;
+/// What any spare must leave free, or this part of a small disk: a checkpoint
+/// needs some room, and gives more back.
+const LEAST_ROOM: u64 = 32 << 20;
+const LEAST_SHARE: u64 = 64;
 /// Between attempts to make a spare on a full disk.
 const RETRY: Duration = Duration::from_secs(1);
 /// A file in the making; no segment yet.
@@ -297,7 +302,10 @@ impl Pool {
             if !self.wait_for_work() {
                 return;
             }
-            let made = self.prepare();
+            let made = match self.leaves_room() {
+                true => self.prepare(),
+                false => Err(Errno::ENOSPC.into()),
+            };
             counters.no_room.store(made.is_err(), Ordering::Relaxed);
             if let Err(err) = made {
                 self.wait_for_room(&err);
@@ -334,14 +342,18 @@ impl Pool {
     }
 
     fn has_leisure_room(&self) -> bool {
-        let st = nix::sys::statvfs::statvfs(&self.dir);
-        // The widths of these differ between systems.
-        #[allow(clippy::unnecessary_cast)]
-        let free = |st: Statvfs| {
-            let unit = st.fragment_size() as u64;
-            (st.blocks_available() as u64).saturating_mul(unit)
+        let free = disk(&self.dir).map_or(0, |(free, _)| free);
+        free >= LEISURE_ROOM.saturating_add(self.size)
+    }
+
+    /// Whether a spare can be made that leaves the least room; one of a free
+    /// file takes none.
+    fn leaves_room(&self) -> bool {
+        let Ok((free, all)) = disk(&self.dir) else {
+            return true;
         };
-        st.map_or(0, free) >= LEISURE_ROOM.saturating_add(self.size)
+        let least = LEAST_ROOM.min(all / LEAST_SHARE);
+        !lock(&self.spares).free.is_empty() || free >= least.saturating_add(self.size)
     }
 
     pub fn ready(&self) -> usize {
@@ -469,12 +481,22 @@ impl Spares {
 
 /// How many spares the disk has room for.
 fn wanted(dir: &Path, size: u64) -> io::Result<usize> {
-    let st = nix::sys::statvfs::statvfs(dir)?;
+    let (_, all) = disk(dir)?;
+    let share = usize::try_from(all / SPARES_SHARE / size.max(1)).unwrap_or(SPARES);
+    Ok(share.clamp(SPARES_MIN, SPARES))
+}
+
+/// Bytes of the disk that are free, and all.
+fn disk(dir: &Path) -> io::Result<(u64, u64)> {
+    let st = statvfs(dir)?;
     // The widths of these differ between systems.
     #[allow(clippy::unnecessary_cast)]
-    let disk = (st.blocks() as u64).saturating_mul(st.fragment_size() as u64);
-    let share = usize::try_from(disk / SPARES_SHARE / size.max(1)).unwrap_or(SPARES);
-    Ok(share.clamp(SPARES_MIN, SPARES))
+    let (unit, free, all) = (
+        st.fragment_size() as u64,
+        st.blocks_available() as u64,
+        st.blocks() as u64,
+    );
+    Ok((free.saturating_mul(unit), all.saturating_mul(unit)))
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
