@@ -42,7 +42,7 @@ const SPARES_MIN: usize = 2;
 /// disk as much as what is then written to it.
 const SPARES: usize = 6;
 /// They take no more of the disk than this part.
-const SPARES_SHARE: u64 = 32;
+const SPARES_SHARE: u64 = 16;
 /// Free files are removed beyond so many spares more.
 const SPARES_OVER: usize = 2;
 /// Between two spares that are not needed yet.
