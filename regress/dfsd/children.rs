@@ -258,6 +258,8 @@ fn mounts_by_hand() {
     must(mount_dfs(&dir, &[name]), 1, &already);
     must(mount_dfs(&dir, &["-u", name]), 0, "");
     assert!(!Dir::is_mounted(&hand));
+    // Read up to here, or the lines below could be those of this mount.
+    dfsd.wait_for(&format!("mount {name}: detached"));
     let not = format!("mount_dfs: {name}: not mounted\n");
     must(mount_dfs(&dir, &["-u", name]), 1, &not);
 
