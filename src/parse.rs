@@ -88,13 +88,29 @@ const PEER_OPTIONS: &[Entry<PeerOptions>] = &[
 ];
 
 const MOUNT_OPTIONS: &[Entry<Mount>] = &[
+    one("async close", |p, mount, _| {
+        p.yesno("async close", &mut mount.async_close)
+    }),
     one("auto", |p, mount, _| p.yesno("auto", &mut mount.auto)),
+    one("dirty", |p, mount, _| p.yesno("dirty", &mut mount.dirty)),
+    one("local lock", |p, mount, _| {
+        p.yesno("local lock", &mut mount.local_lock)
+    }),
+    one("maxage", |p, mount, at| {
+        let seconds = p.number("maxage", conf::MAXAGE_RANGE, at)?;
+        mount.maxage = Some(Duration::from_secs(seconds));
+        Ok(())
+    }),
+    one("noatime", |p, mount, _| {
+        p.yesno("noatime", &mut mount.noatime)
+    }),
     one("nodev", |p, mount, _| p.yesno("nodev", &mut mount.nodev)),
     one("noexec", |p, mount, _| p.yesno("noexec", &mut mount.noexec)),
     one("nosuid", |p, mount, _| p.yesno("nosuid", &mut mount.nosuid)),
     one("read only", |p, mount, _| {
         p.yesno("read only", &mut mount.read_only)
     }),
+    one("strict", |p, mount, _| p.yesno("strict", &mut mount.strict)),
     one("subtree", |p, mount, at| {
         mount.subtree = p.path("subtree", conf::PATH_MAX, at)?;
         Ok(())
@@ -956,6 +972,12 @@ impl Parser {
             nosuid: DEFAULTS.nosuid,
             nodev: DEFAULTS.nodev,
             noexec: DEFAULTS.noexec,
+            noatime: DEFAULTS.noatime,
+            strict: DEFAULTS.strict,
+            dirty: DEFAULTS.dirty,
+            maxage: None,
+            local_lock: DEFAULTS.local_lock,
+            async_close: DEFAULTS.async_close,
             auto: DEFAULTS.auto,
         };
         if self.peek() == Kind::Open {
@@ -969,6 +991,12 @@ impl Parser {
     /// outer one, which only answers once the cluster does.
     fn add_mount(&mut self, draft: &mut Draft, mount: Mount, at: &At) {
         let point = mount.point.display();
+        if mount.strict && mount.dirty {
+            self.note(at, format!("mount {point}: strict and dirty"));
+        }
+        if mount.maxage.is_some() && !mount.dirty {
+            self.note(at, format!("mount {point}: maxage without dirty"));
+        }
         if mount.point == Path::new("/") {
             self.note(at, "mount /: not a mount point");
             return;

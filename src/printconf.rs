@@ -60,6 +60,14 @@ fn print_mount(mount: &Mount) -> String {
     out += &format!("\tnosuid {}\n", yesno(mount.nosuid));
     out += &format!("\tnodev {}\n", yesno(mount.nodev));
     out += &format!("\tnoexec {}\n", yesno(mount.noexec));
+    out += &format!("\tnoatime {}\n", yesno(mount.noatime));
+    out += &format!("\tstrict {}\n", yesno(mount.strict));
+    out += &format!("\tdirty {}\n", yesno(mount.dirty));
+    if let Some(maxage) = mount.maxage {
+        out += &format!("\tmaxage {}\n", maxage.as_secs());
+    }
+    out += &format!("\tlocal lock {}\n", yesno(mount.local_lock));
+    out += &format!("\tasync close {}\n", yesno(mount.async_close));
     out += &format!("\tauto {}\n", yesno(mount.auto));
     out + "}\n"
 }

@@ -141,6 +141,12 @@ mod tests {
             nosuid: true,
             nodev: true,
             noexec: false,
+            noatime: false,
+            strict: false,
+            dirty: false,
+            maxage: None,
+            local_lock: false,
+            async_close: false,
             auto: true,
         }
     }

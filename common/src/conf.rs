@@ -37,6 +37,11 @@ pub struct Defaults {
     pub nosuid: bool,
     pub nodev: bool,
     pub noexec: bool,
+    pub noatime: bool,
+    pub strict: bool,
+    pub dirty: bool,
+    pub local_lock: bool,
+    pub async_close: bool,
     pub auto: bool,
 }
 
@@ -53,6 +58,11 @@ pub const DEFAULTS: Defaults = Defaults {
     nosuid: true,
     nodev: true,
     noexec: false,
+    noatime: false,
+    strict: false,
+    dirty: false,
+    local_lock: false,
+    async_close: false,
     auto: true,
 };
 
@@ -63,6 +73,8 @@ pub const NODE_RANGE: RangeInclusive<u64> = 1..=65535;
 pub const PORT_RANGE: RangeInclusive<u64> = 1..=65535;
 /// Seconds.
 pub const TIMEOUT_RANGE: RangeInclusive<u64> = 1..=3600;
+/// Seconds.
+pub const MAXAGE_RANGE: RangeInclusive<u64> = 1..=31536000;
 /// Bytes.  The least leaves room for a few segments of the log.
 pub const LOG_LIMIT_RANGE: RangeInclusive<u64> = 256 << 20..=16 << 40;
 /// Bytes.  The least holds what a node must still write to free its log.
@@ -139,6 +151,19 @@ pub struct Mount {
     pub nosuid: bool,
     pub nodev: bool,
     pub noexec: bool,
+    /// Reading leaves no trace.
+    pub noatime: bool,
+    /// Whatever is looked at is as new as the cluster; nothing is cached.
+    pub strict: bool,
+    /// Whatever is looked at is what this node has, also without a quorum.
+    pub dirty: bool,
+    /// With `dirty`: so long after this node last heard of the others.  None:
+    /// however long.
+    pub maxage: Option<Duration>,
+    /// Locks are those of this machine alone.
+    pub local_lock: bool,
+    /// close(2) does not wait.
+    pub async_close: bool,
     /// Attached at start, not only when mount_dfs(8) asks.
     pub auto: bool,
 }
@@ -171,6 +196,12 @@ mod tests {
                 nosuid: DEFAULTS.nosuid,
                 nodev: DEFAULTS.nodev,
                 noexec: DEFAULTS.noexec,
+                noatime: DEFAULTS.noatime,
+                strict: DEFAULTS.strict,
+                dirty: DEFAULTS.dirty,
+                maxage: Some(Duration::from_secs(5)),
+                local_lock: DEFAULTS.local_lock,
+                async_close: DEFAULTS.async_close,
                 auto: DEFAULTS.auto,
             }],
         };

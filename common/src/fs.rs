@@ -206,6 +206,24 @@ pub enum FsError {
     TimedOut,
     /// The session that held the handle has ended, or the store has failed.
     Io,
+    /// The limit of the directory tree or of the cluster is reached.
+    Quota,
+    /// No such extended attribute.
+    NoAttr,
+    /// The buffer is too small for the answer.
+    Range,
+    /// A value is too long.
+    TooLong,
+    /// Somebody else has a lock that is in the way.
+    WouldBlock,
+    /// To wait for the lock would be to wait for oneself.
+    Deadlock,
+    /// The two names belong to trees that are counted apart.
+    CrossTree,
+    /// Nothing of that kind from the offset on.
+    NoOffset,
+    /// In use in a way that forbids it.
+    Busy,
 }
 
 impl fmt::Display for FsError {
@@ -230,6 +248,15 @@ impl fmt::Display for FsError {
             FsError::NoQuorum => "no quorum",
             FsError::TimedOut => "timed out",
             FsError::Io => "input/output error",
+            FsError::Quota => "quota exceeded",
+            FsError::NoAttr => "no such attribute",
+            FsError::Range => "buffer too small",
+            FsError::TooLong => "value too long",
+            FsError::WouldBlock => "locked",
+            FsError::Deadlock => "deadlock",
+            FsError::CrossTree => "of another tree",
+            FsError::NoOffset => "nothing there",
+            FsError::Busy => "busy",
         })
     }
 }

@@ -219,6 +219,15 @@ fn errno(e: FsError) -> Errno {
         FsError::ReadOnly => Errno::EROFS,
         // Never ENOSYS: kernels take that as a word about all calls to come.
         FsError::Unsupported => Errno::EOPNOTSUPP,
+        FsError::Quota => Errno::EDQUOT,
+        FsError::NoAttr => Errno::ENODATA,
+        FsError::Range => Errno::ERANGE,
+        FsError::TooLong => Errno::E2BIG,
+        FsError::WouldBlock => Errno::EAGAIN,
+        FsError::Deadlock => Errno::EDEADLK,
+        FsError::CrossTree => Errno::EXDEV,
+        FsError::NoOffset => Errno::ENXIO,
+        FsError::Busy => Errno::EBUSY,
         _ => Errno::EIO,
     }
 }

@@ -184,6 +184,12 @@ impl Fused {
             nosuid: true,
             nodev: true,
             noexec: false,
+            noatime: false,
+            strict: false,
+            dirty: false,
+            maxage: None,
+            local_lock: false,
+            async_close: false,
             auto: true,
         };
         let mut send = |msg, fd| parent.compose(&msg, 0, fd, &[]).unwrap();
