@@ -299,6 +299,25 @@ fn everything_is_there_after_reopening() {
     }
 }
 
+/// A node that stands still knows after a crash what it knew to be committed.
+#[test]
+fn a_commit_that_comes_late_reaches_the_disk() {
+    let dir = Dir::new("late");
+    let mut opts = small();
+    opts.wal.idle = Duration::from_millis(1);
+    let mut log = LogStore::open_with(&dir.0, &opts).unwrap();
+    append(&mut log, vec![entry(1, 0, 100), entry(1, 1, 100)]);
+    let committed = |log: &LogStore| log.recovered().committed;
+    for index in 0..2 {
+        block(log.save_committed(Some(log_id(1, index)))).unwrap();
+        wait_until("the commit index is on disk", || {
+            let copy = restore(&image(&dir.0));
+            committed(&open(&copy)) == Some(log_id(1, index))
+        });
+    }
+    drop(log);
+}
+
 #[test]
 fn entries_can_be_read_before_they_are_written() {
     let dir = Dir::new("before");

@@ -284,9 +284,11 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     records: VecDeque<Record>,
-    /// Written with the next group, whenever that is.
+    /// Written with the next group, or with a mark.
     committed: Option<Vec<u8>>,
     sleeping: bool,
+    /// Sleeping, with no mark to come.
+    idle: bool,
     closed: bool,
     failed: Option<Failure>,
 }
@@ -367,9 +369,17 @@ impl Wal {
         Ok(())
     }
 
-    /// Leaves a commit index to go with the next group.
+    /// Leaves a commit index to go with the next group; with a mark if none
+    /// comes, so that a node which stands still knows after a restart what it
+    /// knew before.
     pub fn set_committed(&self, body: Vec<u8>) {
-        lock(&self.shared.queue).committed = Some(body);
+        let mut queue = lock(&self.shared.queue);
+        queue.committed = Some(body);
+        let idle = std::mem::take(&mut queue.idle);
+        drop(queue);
+        if idle {
+            self.shared.wake.notify_one();
+        }
     }
 
     /// What is queued or being written.

@@ -85,7 +85,7 @@ pub(super) struct Flusher {
     /// Segments before this one do not count once the next mark is on disk.
     oldest: SegmentId,
     nonce: u64,
-    /// Since when no mark covers the last group.
+    /// Since when no mark covers the last group, or has the last commit index.
     unmarked: Option<Instant>,
 
     pending: VecDeque<Record>,
@@ -161,6 +161,7 @@ impl Flusher {
         loop {
             if let Some(committed) = queue.committed.take() {
                 self.committed = Some(committed);
+                self.unmarked.get_or_insert_with(Instant::now);
             }
             self.pending.append(&mut queue.records);
             if !self.pending.is_empty() {
@@ -176,6 +177,7 @@ impl Flusher {
                 return Next::Idle;
             }
             queue.sleeping = true;
+            queue.idle = rest.is_none();
             queue = match rest {
                 None => shared
                     .wake
@@ -190,6 +192,7 @@ impl Flusher {
                 }
             };
             queue.sleeping = false;
+            queue.idle = false;
         }
     }
 
