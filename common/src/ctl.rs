@@ -156,6 +156,8 @@ pub struct CtlSummary {
     pub quorum: bool,
     /// This node has applied all that the cluster had committed when asked.
     pub current: bool,
+    /// Seconds since this node last knew that it was; None: not since it started.
+    pub age: Option<u64>,
     /// Why apply has stopped, if it has.
     pub alarm: Option<String>,
     /// Room of the tree in bytes and inodes, as all nodes agree.

@@ -140,6 +140,12 @@ pub enum FsOp {
         parent: InodeNo,
         name: Vec<u8>,
     },
+    /// The same, of no "." or "..", with a barrier before; and the inode is
+    /// counted as by Open.
+    LookupHold {
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
     Getattr {
         ino: InodeNo,
     },

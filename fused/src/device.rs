@@ -303,7 +303,7 @@ impl Filesystem for Device {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let reply = entry_reply(reply);
         self.ops
-            .lookup(cred(req), ino(parent), name.as_bytes(), reply);
+            .lookup(cred(req), req.pid(), ino(parent), name.as_bytes(), reply);
     }
 
     fn forget(&self, _req: &Request, inode: INodeNo, nlookup: u64) {
@@ -311,7 +311,8 @@ impl Filesystem for Device {
     }
 
     fn getattr(&self, req: &Request, inode: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.ops.getattr(cred(req), ino(inode), attr_reply(reply));
+        let reply = attr_reply(reply);
+        self.ops.getattr(cred(req), req.pid(), ino(inode), reply);
     }
 
     fn setattr(
@@ -342,7 +343,8 @@ impl Filesystem for Device {
             kill_priv: false,
         };
         let (fh, reply) = (fh.map(|fh| Fh(fh.0)), attr_reply(reply));
-        self.ops.setattr(cred(req), ino(inode), fh, set, reply);
+        let pid = req.pid();
+        self.ops.setattr(cred(req), pid, ino(inode), fh, set, reply);
     }
 
     fn readlink(&self, req: &Request, inode: INodeNo, reply: ReplyData) {
@@ -445,7 +447,8 @@ impl Filesystem for Device {
             Ok(opening) => reply.opened(FileHandle(opening.fh.0), open_flags(&opening)),
             Err(e) => reply.error(errno(e)),
         });
-        self.ops.open(cred(req), ino(inode), flags.0, reply);
+        self.ops
+            .open(cred(req), req.pid(), ino(inode), flags.0, reply);
     }
 
     fn read(
@@ -535,12 +538,12 @@ impl Filesystem for Device {
     }
 
     fn opendir(&self, _req: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let flags = match self.ops.keeper() {
-            Keeper::Kernel => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
-            Keeper::Fused => FopenFlags::empty(),
-        };
         let reply = Box::new(move |result| match result {
-            Ok(()) => reply.opened(FileHandle(0), flags),
+            Ok(true) => {
+                let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+                reply.opened(FileHandle(0), flags);
+            }
+            Ok(false) => reply.opened(FileHandle(0), FopenFlags::empty()),
             Err(e) => reply.error(errno(e)),
         });
         self.ops.opendir(ino(inode), reply);
@@ -652,9 +655,9 @@ impl Filesystem for Device {
             ),
             Err(e) => reply.error(errno(e)),
         });
-        let name = name.as_bytes();
+        let (pid, name) = (req.pid(), name.as_bytes());
         self.ops
-            .create(cred(req), ino(parent), name, mode, flags, reply);
+            .create(cred(req), pid, ino(parent), name, mode, flags, reply);
     }
 }
 

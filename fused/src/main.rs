@@ -32,6 +32,7 @@ mod handle;
 mod ops;
 mod parent;
 mod raftd;
+mod retry;
 
 use common::imsg::Imsgbuf;
 use common::msg::{FusedToParent, PARENT_FRAME_MAX};

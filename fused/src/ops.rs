@@ -40,6 +40,7 @@ use crate::backing::{Backing, Read, Reads};
 use crate::cache::{Changes, Invalidations, Keeper, LostNames, Names, SHORT_TTL, TTL};
 use crate::handle::{Handle, Handles, Inodes};
 use crate::raftd::{Lane, Request, Requests, SMALL};
+use crate::retry::{Retries, RETRY};
 use crate::{lock, spawn, wait, wait_timeout};
 use common::conf::Mount;
 use common::fs::{
@@ -162,6 +163,7 @@ pub struct Writing {
 /// A SETATTR under way.
 pub struct Setting {
     ino: InodeNo,
+    pid: u32,
     fh: Option<Fh>,
     reply: Option<Reply<Known>>,
 }
@@ -171,11 +173,14 @@ pub type Wake = Box<dyn FnOnce(&Ops) + Send>;
 
 struct State {
     keeper: Keeper,
+    /// Nothing may be kept that others could change.
+    strict: bool,
     inodes: Inodes<Wake>,
     handles: Handles,
     requests: Requests,
     changes: Changes,
     lost: LostNames,
+    retries: Retries,
     names: Names,
     quorum: bool,
     statfs: Option<Statfs>,
@@ -248,6 +253,7 @@ fn changes_tree(op: &FsOp) -> bool {
     match op {
         FsOp::Open { truncate, .. } => *truncate,
         FsOp::Lookup { .. }
+        | FsOp::LookupHold { .. }
         | FsOp::Getattr { .. }
         | FsOp::Readlink { .. }
         | FsOp::Release { .. }
@@ -291,10 +297,10 @@ impl State {
         };
         let stale = !newest || self.changes.inode_since(attr.ino, index);
         let ttl = match self.keeper {
-            Keeper::Kernel if !stale => TTL,
+            Keeper::Kernel if !stale && !self.strict => TTL,
             Keeper::Kernel => Duration::ZERO,
             Keeper::Fused => {
-                if !stale {
+                if !stale && !self.strict {
                     self.inodes.keep(&attr);
                 }
                 Duration::ZERO
@@ -386,9 +392,9 @@ impl State {
 
     fn open(&mut self, ino: InodeNo, flags: i32) -> Opening {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let sync = flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        let sync = flags & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.strict;
         // The kernel's own idea of the end of the file is not good enough.
-        let direct = flags & libc::O_APPEND != 0;
+        let direct = flags & libc::O_APPEND != 0 || self.strict;
         let busy = self.inodes.get_or_new(ino).busy();
         busy.opens += 1;
         busy.buffered += u32::from(!direct);
@@ -420,16 +426,17 @@ impl Ops {
         readers: usize,
     ) -> Arc<Ops> {
         Arc::new(Ops {
-            mount,
             control,
             bulk,
             state: Mutex::new(State {
                 keeper: Keeper::Fused,
+                strict: mount.strict,
                 inodes: Inodes::new(cap),
                 handles: Handles::default(),
                 requests: Requests::default(),
                 changes: Changes::default(),
                 lost: LostNames::default(),
+                retries: Retries::default(),
                 names: Names::default(),
                 quorum: true,
                 statfs: None,
@@ -441,6 +448,7 @@ impl Ops {
             invalidations: Invalidations::new(),
             epochs: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
+            mount,
             readers,
         })
     }
@@ -538,7 +546,8 @@ impl Ops {
     }
 
     fn register(&self, state: &mut State, deadline: Instant, op: &FsOp, then: Then) -> ReqId {
-        let lasting = changes_tree(op) || matches!(op, FsOp::Open { .. });
+        let counted = matches!(op, FsOp::Open { .. } | FsOp::LookupHold { .. });
+        let lasting = changes_tree(op) || counted;
         let request = Request {
             deadline,
             then,
@@ -624,7 +633,8 @@ impl Ops {
 
 /// What the kernel asks for.
 impl Ops {
-    pub fn lookup(&self, cred: Cred, parent: InodeNo, name: &[u8], reply: Reply<Entry>) {
+    /// `pid` is the thread that waits for the answer, as for some others below.
+    pub fn lookup(&self, cred: Cred, pid: u32, parent: InodeNo, name: &[u8], reply: Reply<Entry>) {
         let mut state = lock(&self.state);
         let keeper = state.keeper;
         if let Some(attr) = state.remembered(parent, name) {
@@ -636,6 +646,7 @@ impl Ops {
                 entry_ttl: Duration::ZERO,
             }));
         }
+        let hold = state.retries.is_retrying(pid, Instant::now()) && !is_dot(name);
         drop(state);
         if let Err(e) = check_name(name) {
             if !is_dot(name) {
@@ -643,12 +654,24 @@ impl Ops {
             }
         }
         let name = name.to_vec();
-        let op = FsOp::Lookup {
-            parent,
-            name: name.clone(),
+        let op = match hold {
+            false => FsOp::Lookup {
+                parent,
+                name: name.clone(),
+            },
+            true => FsOp::LookupHold {
+                parent,
+                name: name.clone(),
+            },
         };
         self.ask(cred, op, move |ops, answer| match answer.result {
-            Ok(rep) => reply(Ok(ops.entry(parent, &name, attr_of(rep), answer.index))),
+            Ok(rep) => {
+                let entry = ops.entry(parent, &name, attr_of(rep), answer.index);
+                if hold {
+                    ops.hold_inode(pid, entry.attr.ino);
+                }
+                reply(Ok(entry));
+            }
             Err(e) => {
                 if e == FsError::NotFound {
                     let mut state = lock(&ops.state);
@@ -659,11 +682,32 @@ impl Ops {
         });
     }
 
+    /// Keeps what a LOOKUP of the thread holds, until it has had its try.
+    fn hold_inode(&self, pid: u32, ino: InodeNo) {
+        let until = Instant::now() + RETRY;
+        let mut state = lock(&self.state);
+        state.retries.held(pid, ino);
+        self.hold(&mut state, ReqId(0), until, move |ops, _| {
+            let mut state = lock(&ops.state);
+            state.retries.let_go(pid, ino, Instant::now());
+            drop(state);
+            ops.release_inode(ino);
+        });
+    }
+
+    /// An error for a call that the kernel tries again if it is ESTALE.
+    fn errno_to_retry(&self, pid: u32, e: FsError) -> Errno {
+        if e == FsError::Stale {
+            lock(&self.state).retries.begin(pid, Instant::now());
+        }
+        errno(e)
+    }
+
     pub fn forget(&self, ino: InodeNo, nlookup: u64) {
         lock(&self.state).inodes.forget(ino, nlookup);
     }
 
-    pub fn getattr(&self, cred: Cred, ino: InodeNo, reply: Reply<Known>) {
+    pub fn getattr(&self, cred: Cred, pid: u32, ino: InodeNo, reply: Reply<Known>) {
         let is_root = ino == InodeNo::ROOT;
         let mut state = lock(&self.state);
         if let Some(attr) = state.kept(ino) {
@@ -687,19 +731,21 @@ impl Ops {
                     state.root = Some(known.attr.clone());
                     Ok(known)
                 }
+                (Err(e), true) if state.strict => Err(e),
                 (Err(e), true) => state.root.clone().ok_or(e).map(|attr| Known {
                     attr,
                     ttl: Duration::ZERO,
                 }),
             };
             drop(state);
-            reply(known.map_err(errno));
+            reply(known.map_err(|e| ops.errno_to_retry(pid, e)));
         });
     }
 
     pub fn setattr(
         &self,
         cred: Cred,
+        pid: u32,
         ino: InodeNo,
         fh: Option<Fh>,
         mut set: SetAttr,
@@ -719,7 +765,12 @@ impl Ops {
             return reply(Err(errno(e)));
         }
         let reply = Some(reply);
-        let then = Then::Setattr(Box::new(Setting { ino, fh, reply }));
+        let then = Then::Setattr(Box::new(Setting {
+            ino,
+            pid,
+            fh,
+            reply,
+        }));
         let id = self.register(&mut state, self.deadline(), &op, then);
         let inode = state.inodes.get_or_new(ino);
         inode.clear(set_size);
@@ -830,9 +881,11 @@ impl Ops {
         self.make(cred, parent, name, op, reply);
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub fn create(
         &self,
         cred: Cred,
+        pid: u32,
         parent: InodeNo,
         name: &[u8],
         mode: u32,
@@ -875,7 +928,7 @@ impl Ops {
                     reply(done.map(|()| (entry, opening)));
                 });
             }
-            Err(e) => reply(Err(errno(e))),
+            Err(e) => reply(Err(ops.errno_to_retry(pid, e))),
         });
     }
 
@@ -925,7 +978,7 @@ impl Ops {
         self.ask_unnamed(cred, op, reply);
     }
 
-    pub fn open(&self, cred: Cred, ino: InodeNo, flags: i32, reply: Reply<Opening>) {
+    pub fn open(&self, cred: Cred, pid: u32, ino: InodeNo, flags: i32, reply: Reply<Opening>) {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if write && self.mount.read_only {
             return reply(Err(Errno::EROFS));
@@ -933,18 +986,27 @@ impl Ops {
         let truncate = flags & libc::O_TRUNC != 0;
         let op = FsOp::Open { ino, truncate };
         self.ask(cred, op, move |ops, answer| {
-            ops.opened(ino, flags, answer, reply);
+            ops.opened(pid, ino, flags, answer, reply);
         });
     }
 
-    fn opened(&self, ino: InodeNo, flags: i32, answer: Answer<'_>, reply: Reply<Opening>) {
+    fn opened(
+        &self,
+        pid: u32,
+        ino: InodeNo,
+        flags: i32,
+        answer: Answer<'_>,
+        reply: Reply<Opening>,
+    ) {
         let attr = match answer.result {
             Ok(rep) => attr_of(rep),
-            Err(e) => return reply(Err(errno(e))),
+            Err(e) => return reply(Err(self.errno_to_retry(pid, e))),
         };
         let (id, index, deadline) = (answer.id, answer.index, answer.deadline);
         let mut state = lock(&self.state);
-        if state.lost.is_stale(ino, id, index) {
+        let stale = state.lost.is_stale(ino, id, index);
+        if stale && !state.retries.holds(pid, ino) {
+            state.retries.begin(pid, Instant::now());
             return self.stale_open(state, ino, id, deadline, reply);
         }
         let keep_cache = state.keep_cache(&attr) && state.keeper == Keeper::Kernel;
@@ -1245,6 +1307,10 @@ impl Ops {
             let busy = state.inodes.if_busy(ino);
             busy.is_some_and(|busy| busy.pending.is_any())
         };
+        if self.mount.async_close {
+            let failed = lock(&self.state).handles.take_error(fh);
+            return reply(failed.map_or(Ok(()), |e| Err(errno(e))));
+        }
         match pending {
             // raftd lets wait what nobody waits for.
             true => self.fsync(cred, ino, fh, reply),
@@ -1281,9 +1347,15 @@ impl Ops {
     }
 
     /// Answered here: the kernel may keep the listing, since every change of
-    /// it by others invalidates it and its own the kernel sees itself.
-    pub fn opendir(&self, ino: InodeNo, reply: Reply<()>) {
-        self.after_invalidation(ino, ReqId(0), self.deadline(), |_, done| reply(done));
+    /// it by others invalidates it and its own the kernel sees itself.  Whether
+    /// it may is the answer.
+    pub fn opendir(&self, ino: InodeNo, reply: Reply<bool>) {
+        let state = lock(&self.state);
+        let keep = state.keeper == Keeper::Kernel && !state.strict;
+        drop(state);
+        self.after_invalidation(ino, ReqId(0), self.deadline(), move |_, done| {
+            reply(done.map(|()| keep));
+        });
     }
 
     pub fn readdir(
@@ -1346,7 +1418,7 @@ impl Ops {
 
     fn entry_ttl(&self, state: &State, parent: InodeNo, name: &[u8], index: u64) -> Duration {
         let stale = state.changes.name_since(parent, name, index);
-        if stale || state.keeper == Keeper::Fused {
+        if stale || state.strict || state.keeper == Keeper::Fused {
             Duration::ZERO
         } else if self.epochs.load(Ordering::Relaxed) {
             TTL
@@ -1536,6 +1608,9 @@ impl Ops {
         let attr = match answer.result {
             Ok(rep) => attr_of(rep),
             Err(e) => {
+                if e == FsError::Stale {
+                    state.retries.begin(setting.pid, Instant::now());
+                }
                 return self.change_failed(
                     state,
                     ino,
@@ -1597,6 +1672,11 @@ impl Ops {
                 self.release_inode(ino);
                 if truncate {
                     self.stale_inode(ino, Some(0));
+                }
+            }
+            FsOp::LookupHold { .. } => {
+                if let Ok(FsRep::Entry { attr, .. }) = result {
+                    self.release_inode(attr.ino);
                 }
             }
             FsOp::Create {
@@ -1752,7 +1832,7 @@ impl State {
     /// Keeps what raftd has told of a name, for a kernel that does not.
     fn remember(&mut self, parent: InodeNo, name: &[u8], ino: Option<InodeNo>, index: u64) {
         let stale = self.changes.name_since(parent, name, index);
-        if self.keeper == Keeper::Fused && !stale && !is_dot(name) {
+        if self.keeper == Keeper::Fused && !stale && !self.strict && !is_dot(name) {
             self.names.put(parent, name, ino);
         }
     }
@@ -1761,6 +1841,7 @@ impl State {
     fn plan_read(&mut self, ino: InodeNo, offset: u64, size: u32) -> Plan {
         match self.keeper {
             Keeper::Kernel => Plan::Plain,
+            Keeper::Fused if self.strict => Plan::Plain,
             Keeper::Fused => self.inodes.plan_read(ino, offset, size),
         }
     }

@@ -15,8 +15,9 @@
 //! The raft engine put together: everything of this node that lives as long
 //! as raftd does, how it is wired, and what dfsctl is shown of it.
 
+use crate::age::{self, Age};
 use crate::barrier::Barrier;
-use crate::fused::Mounts;
+use crate::fused::{Dirty, Mounts};
 use crate::log_space;
 use crate::peer::frame::Identity;
 use crate::peer::network::NetworkFactory;
@@ -61,6 +62,7 @@ pub struct Engine {
     peers: Arc<Peers>,
     barrier: Barrier,
     mounts: Arc<Mounts>,
+    age: Arc<Age>,
     applied: watch::Receiver<u64>,
     quorum: watch::Receiver<bool>,
     started: Instant,
@@ -111,10 +113,20 @@ impl Engine {
         let barrier = Barrier::start(raft.clone(), peers.clone(), applied.clone());
         let (quorum_tx, quorum) = watch::channel(true);
         let (recovered_tx, recovered) = watch::channel(false);
+        let age = Arc::new(Age::default());
+        // What the log knew to be committed openraft has had applied by now.
+        let unsure = match age::unsure(store.log()).await {
+            Ok(unsure) => unsure,
+            Err(e) => fatal!(e, "log"),
+        };
         let mounts = Mounts::new(
             store.clone(),
             proposer.clone(),
             barrier.clone(),
+            Dirty {
+                age: age.clone(),
+                unsure,
+            },
             recovered,
             quorum.clone(),
             applied.clone(),
@@ -128,8 +140,9 @@ impl Engine {
             tokio::spawn(peers.clone().watch(peer.id));
         }
         tokio::spawn(proposer.clone().run());
-        tokio::spawn(probe(barrier.clone(), quorum_tx, recovered_tx));
+        tokio::spawn(probe(barrier.clone(), age.clone(), quorum_tx, recovered_tx));
         tokio::spawn(mounts.clone().watch_quorum());
+        tokio::spawn(mounts.clone().watch_age());
         tokio::spawn(mounts.clone().release_orphans());
         let engine = Arc::new(Engine {
             conf: RwLock::new(conf),
@@ -138,6 +151,7 @@ impl Engine {
             peers,
             barrier,
             mounts,
+            age,
             applied,
             quorum,
             started: Instant::now(),
@@ -297,6 +311,7 @@ impl Engine {
             committed: m.local_committed.map_or(0, |id| id.index),
             quorum: reached || *self.quorum.borrow(),
             current: reached,
+            age: self.age.get().map(|age| age.as_secs()),
             alarm: self.store.alarm(),
             bytes: statfs.bytes,
             bytes_free: statfs.bytes_free,
@@ -443,12 +458,19 @@ fn role(state: ServerState) -> Role {
 /// Finds out, again and again, whether a quorum answers.  The first time that
 /// one does, this node has applied all that was acknowledged before it
 /// started, by itself or by others: it has recovered.
-async fn probe(barrier: Barrier, quorum: watch::Sender<bool>, recovered: watch::Sender<bool>) {
+async fn probe(
+    barrier: Barrier,
+    age: Arc<Age>,
+    quorum: watch::Sender<bool>,
+    recovered: watch::Sender<bool>,
+) {
     let mut last = Instant::now();
     loop {
+        let asked = common::sys::clock::boottime();
         let answer = barrier.wait(Instant::now() + PROBE_INTERVAL).await;
         if answer.is_ok() {
             last = Instant::now();
+            age.passed(asked.unwrap_or_default());
             if !recovered.send_replace(true) {
                 log_info!("recovered");
             }

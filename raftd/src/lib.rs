@@ -17,6 +17,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod age;
 pub mod barrier;
 pub mod control;
 pub mod engine;

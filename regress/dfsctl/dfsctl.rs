@@ -108,6 +108,7 @@ fn summary() -> CtlSummary {
         committed: 48211,
         quorum: true,
         current: true,
+        age: Some(0),
         alarm: None,
         bytes: 10 << 30,
         bytes_free: 9 << 30,
@@ -241,6 +242,7 @@ fn first_lines() {
             leader: None,
             quorum: false,
             current: false,
+            age: Some(3672),
             ..summary()
         },
         CtlSummary {
@@ -254,6 +256,7 @@ fn first_lines() {
             applied: 0,
             quorum: false,
             current: false,
+            age: None,
             ..summary()
         },
         CtlSummary {

@@ -106,6 +106,7 @@ pub struct Tree {
 fn name_of(op: &FsOp) -> &'static str {
     match op {
         FsOp::Lookup { .. } => "lookup",
+        FsOp::LookupHold { .. } => "lookup hold",
         FsOp::Getattr { .. } => "getattr",
         FsOp::Setattr { .. } => "setattr",
         FsOp::Readlink { .. } => "readlink",
@@ -949,6 +950,16 @@ impl State {
             FsOp::Lookup { parent, name } => {
                 let ino = self.find(*parent, name)?;
                 FsRep::Attr(self.get(ino)?.attr.clone())
+            }
+            FsOp::LookupHold { parent, name } => {
+                let ino = self.find(*parent, name)?;
+                let inode = self.get_mut(ino)?;
+                inode.opens += 1;
+                let attr = inode.attr.clone();
+                FsRep::Entry {
+                    attr,
+                    created: false,
+                }
             }
             FsOp::Getattr { ino } => FsRep::Attr(self.get(*ino)?.attr.clone()),
             FsOp::Setattr { ino, set } => {

@@ -17,16 +17,23 @@
 //! both have the same serialized form.  The state machine is the least one
 //! that the suite accepts, in memory.
 
+use common::fs::{InodeNo, NodeId, SetAttr, Time};
 use futures_util::{Stream, StreamExt, TryStreamExt};
-use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf};
+use openraft::alias::{
+    EntryOf, LeaderIdOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf,
+};
 use openraft::entry::RaftEntry;
-use openraft::storage::{EntryResponder, IOFlushed, LogState, RaftLogStorage, RaftStateMachine};
+use openraft::storage::{EntryResponder, IOFlushed, LogState, RaftLogStorage};
 use openraft::storage::{LeaderBoundedStreamError, RaftSnapshotBuilder, Snapshot, SnapshotMeta};
+use openraft::storage::{RaftLogStorageExt, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::type_config::TypeConfigExt;
+use openraft::vote::RaftLeaderId;
 use openraft::{OptionalSend, RaftLogReader, StorageError};
-use raftd::fs::op::Command;
-use raftd::raft::{PeerNode, TypeConfig};
+use raftd::age::unsure;
+use raftd::fs::op::{Check, Command, Op};
+use raftd::payload::Payload;
+use raftd::raft::{Entry, EntryPayload, LogId, PeerNode, TypeConfig};
 use raftd::store::log_store::{LogReader, LogStore, Options};
 use raftd::store::wal;
 use serde::de::DeserializeOwned;
@@ -277,4 +284,45 @@ async fn suite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn suite_from_disk() {
     run(0).await;
+}
+
+fn log_id(index: u64) -> LogId {
+    let leader = LeaderIdOf::<TypeConfig>::new(1, NodeId(1));
+    LogId::new(leader.to_committed(), index)
+}
+
+fn setattr(index: u64, ino: u64) -> Entry {
+    let op = Op::Setattr {
+        ino: InodeNo(ino),
+        set: SetAttr::default(),
+        check: Check::Kernel,
+    };
+    let cmd = Command {
+        origin: None,
+        time: Time::default(),
+        op,
+        payload: Payload::none(),
+    };
+    Entry::new(log_id(index), EntryPayload::Normal(cmd))
+}
+
+/// What entries touch that may not be committed nobody can be sure of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unsure_after_a_start() {
+    let name = format!("dfsd-unsure-{}", std::process::id());
+    let dir = Dir(std::env::temp_dir().join(name));
+    let mut log = LogStore::open(&dir.0).unwrap();
+    assert!(unsure(&log).await.unwrap().is_empty());
+    let first: Vec<Entry> = (0..4).map(|i| setattr(i, 10 + i)).collect();
+    log.blocking_append(first).await.unwrap();
+    log.save_committed(Some(log_id(2))).await.unwrap();
+    // Takes down with it how far it was committed.
+    log.blocking_append(vec![setattr(4, 20), setattr(5, 13)])
+        .await
+        .unwrap();
+    drop(log);
+    let log = LogStore::open(&dir.0).unwrap();
+    let mut found: Vec<u64> = unsure(&log).await.unwrap().iter().map(|i| i.0).collect();
+    found.sort_unstable();
+    assert_eq!(found, [13, 20]);
 }

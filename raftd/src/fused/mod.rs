@@ -22,6 +22,7 @@
 mod lane;
 mod request;
 
+use crate::age::Age;
 use crate::barrier::Barrier;
 use crate::fs::op::Op;
 use crate::fs::{dirent, inode, Change};
@@ -53,6 +54,8 @@ const RELEASE_DELAY: Duration = Duration::from_millis(100);
 const RELEASE_MAX: usize = 1024;
 /// They are let go once; until that is in the log it is tried.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(365 * 86400);
+/// How often is looked whether what mounts show is too old.
+const AGE_INTERVAL: Duration = Duration::from_millis(250);
 /// Beyond so many inodes a kernel counts as knowing all.
 const TOLD_MAX: usize = 1 << 18;
 
@@ -61,6 +64,7 @@ pub struct Mounts {
     pub store: Arc<Store>,
     pub proposer: Arc<Proposer>,
     pub barrier: Barrier,
+    pub dirty: Dirty,
     /// True once this node has applied all that was in its log at the start
     /// and committed: before that it would show the past.
     pub recovered: watch::Receiver<bool>,
@@ -72,6 +76,13 @@ pub struct Mounts {
     queued: Mutex<HashMap<InodeNo, Queued>>,
     orphans: Mutex<HashSet<InodeNo>>,
     orphaned: Notify,
+}
+
+/// What mounts must know that show what this node has without asking others.
+pub struct Dirty {
+    pub age: Arc<Age>,
+    /// What may have changed, as long as this node has not recovered.
+    pub unsure: HashSet<InodeNo>,
 }
 
 /// Mutations of an inode that are accepted and not yet applied.
@@ -132,6 +143,7 @@ impl Mounts {
         store: Arc<Store>,
         proposer: Arc<Proposer>,
         barrier: Barrier,
+        dirty: Dirty,
         recovered: watch::Receiver<bool>,
         quorum: watch::Receiver<bool>,
         applied: watch::Receiver<u64>,
@@ -140,6 +152,7 @@ impl Mounts {
             store,
             proposer,
             barrier,
+            dirty,
             recovered,
             quorum,
             applied,
@@ -230,7 +243,7 @@ impl Mounts {
                     open: fused.map_or(0, |f| f.handles.load(Ordering::Relaxed)),
                     state: match fused {
                         None => MountState::Detached,
-                        Some(_) if *self.recovered.borrow() => MountState::Serving,
+                        Some(_) if conf.dirty || *self.recovered.borrow() => MountState::Serving,
                         Some(_) => MountState::Starting,
                     },
                 }
@@ -312,7 +325,31 @@ impl Mounts {
                 false => log_warnx!("no quorum"),
             }
             for fused in self.all() {
+                if fused.conf.dirty && !now {
+                    fused.log_age();
+                }
                 fused.push(&RaftdToFused::Quorum(now));
+            }
+        }
+    }
+
+    /// Takes from the kernels what mounts with `maxage` have shown, once it is
+    /// too old.
+    pub async fn watch_age(self: Arc<Self>) {
+        let mut was_old: HashSet<MountId> = HashSet::new();
+        loop {
+            tokio::time::sleep(AGE_INTERVAL).await;
+            for fused in self.all() {
+                let old = !self.dirty.age.is_within(fused.conf.maxage);
+                let known = match old {
+                    true => !was_old.insert(fused.conf.id),
+                    false => !was_old.remove(&fused.conf.id),
+                };
+                if old && fused.conf.dirty && !known {
+                    fused.log_age();
+                    let index = *self.applied.borrow();
+                    fused.push(&RaftdToFused::InvalAll { index });
+                }
             }
         }
     }
@@ -456,6 +493,20 @@ impl Fused {
         self.bulk.shutdown();
     }
 
+    /// What a mount that goes on without a quorum shows.
+    fn log_age(&self) {
+        let point = self.conf.point.display();
+        let Dirty { age, .. } = &self.mounts.dirty;
+        let shows = match age.is_within(self.conf.maxage) {
+            true => "shows what this node has",
+            false => "shows nothing",
+        };
+        match age.get() {
+            Some(age) => log_warnx!("mount {point}: {shows}, {} s old", age.as_secs()),
+            None => log_warnx!("mount {point}: {shows}, of before its start"),
+        }
+    }
+
     fn push(&self, msg: &RaftdToFused) {
         self.control.send(msg, None, Bytes::new());
     }
@@ -492,13 +543,20 @@ impl Fused {
 
     /// Offers the new backing file to a mount that has the inode open.
     fn spilled(&self, ino: InodeNo) {
-        let Some(shown) = self.shown(ino).filter(|_| self.has_open(ino)) else {
+        let open = self.reads_itself() && self.has_open(ino);
+        let Some(shown) = self.shown(ino).filter(|_| open) else {
             return;
         };
         if let Ok(fd) = self.mounts.store.data().open_read(ino) {
             let msg = RaftdToFused::Backing { ino: shown };
             self.control.send(&msg, Some(fd), Bytes::new());
         }
+    }
+
+    /// Whether fused reads backing files itself: not where raftd is to judge
+    /// every read.
+    fn reads_itself(&self) -> bool {
+        !self.conf.strict && self.conf.maxage.is_none()
     }
 
     /// The number by which the mount knows the inode: its root is always 1.

@@ -19,7 +19,7 @@
 //! the window is full, its inode has changes queued, a barrier is needed)
 //! waits in a task of its own, so that none holds up another.
 
-use super::{locked, preview, Fused};
+use super::{locked, preview, Dirty, Fused};
 use crate::fs::inode::{Contents, ReadError};
 use crate::fs::op::{Check, Op, RenameHow, WriteAt};
 use crate::fs::{dirent, inode, space, Outcome, Reply};
@@ -41,6 +41,8 @@ type Answer = Result<FsRep, FsError>;
 
 /// Bytes of writes that wait for room in the window, of one mount.
 const BACKLOG_MAX: usize = 16 << 20;
+/// How often a name is looked up again that means something else each time.
+const HOLD_TRIES: usize = 16;
 /// How often a lane looks whether it may go on.
 const BACKLOG_WAIT: Duration = Duration::from_millis(100);
 
@@ -70,6 +72,21 @@ pub fn fs_error(e: ReadError) -> FsError {
     match e {
         ReadError::Fs(e) => e,
         ReadError::Meta(e) => fatal!(e, "store"),
+    }
+}
+
+/// Whether it is answered from what this node has, and changes nothing.
+fn only_looks(op: &FsOp) -> bool {
+    match op {
+        FsOp::Open { truncate, .. } => !truncate,
+        FsOp::Lookup { .. }
+        | FsOp::LookupHold { .. }
+        | FsOp::Getattr { .. }
+        | FsOp::Readlink { .. }
+        | FsOp::Read { .. }
+        | FsOp::Readdir { .. }
+        | FsOp::Statfs => true,
+        _ => false,
     }
 }
 
@@ -103,7 +120,11 @@ impl Fused {
         }
         let deadline = Instant::now() + self.conf.timeout;
         let how = How { deadline, lane };
-        if *self.mounts.recovered.borrow() {
+        let dirty = self.conf.dirty && only_looks(&op);
+        if let Some(e) = self.refuse_dirty(&op).filter(|_| dirty) {
+            return self.reply(id, 0, Err(e));
+        }
+        if dirty || *self.mounts.recovered.borrow() {
             return self.begin(id, cred, op, bulk, how);
         }
         let fused = self.clone();
@@ -124,7 +145,7 @@ impl Fused {
             FsOp::Fsync { ino } if self.is_settled(ino) => {
                 self.reply(id, self.applied(), Ok(FsRep::Done));
             }
-            FsOp::Open { .. } | FsOp::Fsync { .. } => {
+            FsOp::Open { .. } | FsOp::LookupHold { .. } | FsOp::Fsync { .. } => {
                 begin(self.clone().wait_for(id, cred, op, deadline));
             }
             FsOp::Lookup { .. }
@@ -135,6 +156,40 @@ impl Fused {
             | FsOp::Statfs => self.look(id, op, deadline),
             _ => self.change_tree(id, cred, op, bulk, how),
         }
+    }
+
+    /// Why even a mount that shows what is here does not show this.
+    fn refuse_dirty(&self, op: &FsOp) -> Option<FsError> {
+        let Dirty { age, unsure } = &self.mounts.dirty;
+        if !age.is_within(self.conf.maxage) {
+            return Some(FsError::NoQuorum);
+        }
+        if *self.mounts.recovered.borrow() || unsure.is_empty() {
+            return None;
+        }
+        let ino = match op {
+            FsOp::Lookup { parent, .. } | FsOp::LookupHold { parent, .. } => *parent,
+            FsOp::Getattr { ino }
+            | FsOp::Readlink { ino }
+            | FsOp::Read { ino, .. }
+            | FsOp::Readdir { ino, .. }
+            | FsOp::Open { ino, .. } => *ino,
+            _ => return None,
+        };
+        let unsure = unsure.contains(&self.real(ino).ok()?);
+        unsure.then_some(FsError::Io)
+    }
+
+    /// Waits until this node has applied all that was acknowledged before; or
+    /// not, where what is here is shown.
+    async fn pass_barrier(&self, deadline: Instant) -> Result<(), FsError> {
+        if self.conf.dirty {
+            return Ok(());
+        }
+        if !*self.mounts.quorum.borrow() {
+            return Err(FsError::NoQuorum);
+        }
+        self.mounts.barrier.wait(deadline).await
     }
 
     fn applied(&self) -> u64 {
@@ -148,6 +203,19 @@ impl Fused {
     /// A request that reads the applied state, once nothing is queued for
     /// its inode.
     fn look(self: &Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
+        if !self.conf.strict || op == FsOp::Statfs {
+            return self.look_here(id, op, deadline);
+        }
+        let fused = self.clone();
+        begin(async move {
+            match fused.pass_barrier(deadline).await {
+                Ok(()) => fused.look_here(id, op, deadline),
+                Err(e) => fused.reply(id, 0, Err(e)),
+            }
+        });
+    }
+
+    fn look_here(self: &Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
         // Before the state is read: it may be newer, never older.
         let index = self.applied();
         match self.unsettled(&op) {
@@ -214,14 +282,7 @@ impl Fused {
     fn look_again(self: &Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
         let fused = self.clone();
         begin(async move {
-            let waited = match *fused.mounts.quorum.borrow() {
-                true => Ok(()),
-                false => Err(FsError::NoQuorum),
-            };
-            let waited = match waited {
-                Ok(()) => fused.mounts.barrier.wait(deadline).await,
-                Err(e) => Err(e),
-            };
+            let waited = fused.pass_barrier(deadline).await;
             let index = fused.applied();
             let answer = match (waited, &op) {
                 (Ok(()), FsOp::Lookup { parent, name }) => fused.lookup(*parent, name),
@@ -251,7 +312,10 @@ impl Fused {
     }
 
     fn getattr(&self, ino: InodeNo) -> Result<Attr, FsError> {
-        let ino = self.real(ino)?;
+        self.getattr_real(self.real(ino)?)
+    }
+
+    fn getattr_real(&self, ino: InodeNo) -> Result<Attr, FsError> {
         let attr = inode::getattr(&self.mounts.store.meta().read(), ino).map_err(fs_error)?;
         Ok(self.show_attr(attr))
     }
@@ -318,6 +382,16 @@ impl Fused {
             FsOp::Open { ino, truncate } => {
                 return self.open(id, cred, ino, truncate, deadline).await
             }
+            FsOp::LookupHold { parent, name } => {
+                let passed = self.pass_barrier(deadline).await;
+                // Before the state is read: it may be newer, never older.
+                let index = self.applied();
+                let found = match passed {
+                    Ok(()) => self.lookup_hold(parent, &name, deadline).await,
+                    Err(e) => Err(e),
+                };
+                return self.reply(id, index, found);
+            }
             FsOp::Fsync { ino } => match self.real(ino) {
                 Ok(ino) => self.mounts.settled(ino, deadline).await,
                 Err(e) => Err(e),
@@ -326,6 +400,34 @@ impl Fused {
         };
         let index = self.applied();
         self.reply(id, index, answer.map(|()| FsRep::Done));
+    }
+
+    /// What the name means, held as if it were open.  One that is let go of
+    /// before it is counted has lost the name meanwhile.
+    async fn lookup_hold(&self, parent: InodeNo, name: &[u8], deadline: Instant) -> Answer {
+        let parent = self.real(parent)?;
+        for _ in 0..HOLD_TRIES {
+            let meta = self.mounts.store.meta();
+            let ino = dirent::lookup(&meta.read(), parent, name)
+                .map_err(fs_error)?
+                .ino;
+            let others = self.opened(ino);
+            let settled = self.mounts.settled(ino, deadline).await;
+            let found = settled.and_then(|()| self.getattr_real(ino));
+            match found {
+                Ok(attr) if attr.nlink > 0 || others => {
+                    self.confirm(ino, false);
+                    let created = false;
+                    return Ok(FsRep::Entry { attr, created });
+                }
+                Ok(_) | Err(FsError::Stale) => self.forget_open(ino),
+                Err(e) => {
+                    self.forget_open(ino);
+                    return Err(e);
+                }
+            }
+        }
+        Err(FsError::Stale)
     }
 
     /// OPEN names an inode: after the barrier it must still be what some name
@@ -340,10 +442,7 @@ impl Fused {
     ) {
         let ready = async {
             let ino = self.real(ino)?;
-            if !*self.mounts.quorum.borrow() {
-                return Err(FsError::NoQuorum);
-            }
-            self.mounts.barrier.wait(deadline).await?;
+            self.pass_barrier(deadline).await?;
             self.mounts.settled(ino, deadline).await?;
             Ok(ino)
         };
@@ -420,7 +519,8 @@ impl Fused {
     /// The backing file, if the contents are in one; without it fused reads
     /// through us, so that no failure here matters.
     fn backing(&self, attr: &Attr) -> Option<OwnedFd> {
-        if !attr.is_file() {
+        // Before every read is a barrier, or may be: it is ours to make.
+        if !attr.is_file() || !self.reads_itself() {
             return None;
         }
         let contents = inode::contents(&self.mounts.store.meta().read(), attr.ino);

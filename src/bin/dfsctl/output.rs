@@ -60,8 +60,10 @@ fn summary(s: &CtlSummary) -> String {
     if !s.quorum {
         out += ", no quorum";
     }
-    if !s.current {
-        out += ", not current";
+    match (s.current, s.age) {
+        (true, _) => {}
+        (false, Some(age)) => out += &format!(", not current for {}", Age(age)),
+        (false, None) => out += ", not current since its start",
     }
     if let Some(alarm) = &s.alarm {
         out += &format!("\nalarm: {}", visible(alarm));
@@ -256,6 +258,7 @@ fn json_summary(o: &mut Object, s: &CtlSummary) {
     o.plain("committed", s.committed);
     o.plain("quorum", s.quorum);
     o.plain("current", s.current);
+    o.number("age", s.age);
     o.string("alarm", s.alarm.as_deref());
     o.plain("bytes", s.bytes);
     o.plain("bytes_free", s.bytes_free);

@@ -1,0 +1,109 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! Threads whose call the kernel tries once more, because it was told ESTALE.
+//! fused only.
+//!
+//! The second ESTALE the program would see.  A name that others replace again
+//! and again could always have moved on between the kernel's LOOKUP and what it
+//! asks of the inode next.  So while a thread is in here its LOOKUPs are made
+//! behind a barrier, and hold what they find: that was the name's meaning while
+//! the program's call was under way, which is all that it may ask for.
+
+#![forbid(unsafe_code)]
+
+use common::fs::InodeNo;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// The kernel tries again at once.
+pub const RETRY: Duration = Duration::from_secs(2);
+/// More threads than this have no business here at a time.
+const RETRIES_MAX: usize = 4096;
+
+struct Retry {
+    until: Instant,
+    held: Vec<InodeNo>,
+}
+
+/// By the number of the thread, as the kernel tells it.
+#[derive(Default)]
+pub struct Retries(HashMap<u32, Retry>);
+
+impl Retries {
+    /// The thread is told ESTALE.  0 is one of whom the kernel cannot tell.
+    pub fn begin(&mut self, pid: u32, now: Instant) {
+        if self.0.len() >= RETRIES_MAX {
+            self.0.retain(|_, retry| retry.until > now);
+        }
+        if pid != 0 && self.0.len() < RETRIES_MAX {
+            let until = now + RETRY;
+            let held = Vec::new();
+            self.0.entry(pid).or_insert(Retry { until, held }).until = until;
+        }
+    }
+
+    pub fn is_retrying(&self, pid: u32, now: Instant) -> bool {
+        self.0.get(&pid).is_some_and(|retry| retry.until > now)
+    }
+
+    /// A LOOKUP of the thread holds the inode; to be let go of later.
+    pub fn held(&mut self, pid: u32, ino: InodeNo) {
+        if let Some(retry) = self.0.get_mut(&pid) {
+            retry.held.push(ino);
+        }
+    }
+
+    pub fn holds(&self, pid: u32, ino: InodeNo) -> bool {
+        let held = self.0.get(&pid).map(|retry| &retry.held);
+        held.is_some_and(|held| held.contains(&ino))
+    }
+
+    /// The inode is let go of, once.
+    pub fn let_go(&mut self, pid: u32, ino: InodeNo, now: Instant) {
+        let Some(retry) = self.0.get_mut(&pid) else {
+            return;
+        };
+        if let Some(at) = retry.held.iter().position(|held| *held == ino) {
+            retry.held.swap_remove(at);
+        }
+        if retry.held.is_empty() && retry.until <= now {
+            self.0.remove(&pid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_tries_again() {
+        let mut retries = Retries::default();
+        let (now, ino) = (Instant::now(), InodeNo(7));
+        retries.begin(0, now);
+        assert!(!retries.is_retrying(0, now));
+        retries.held(1, ino);
+        assert!(!retries.holds(1, ino), "it does not try again");
+        retries.begin(1, now);
+        assert!(retries.is_retrying(1, now) && !retries.is_retrying(2, now));
+        retries.held(1, ino);
+        retries.held(1, ino);
+        retries.let_go(1, ino, now);
+        assert!(retries.holds(1, ino));
+        assert!(!retries.is_retrying(1, now + RETRY));
+        retries.let_go(1, ino, now + RETRY);
+        assert!(!retries.holds(1, ino) && retries.0.is_empty());
+    }
+}
