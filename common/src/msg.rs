@@ -207,7 +207,6 @@ pub enum FsOp {
     /// Counted: the inode outlives its names until as many Release.
     Open {
         ino: InodeNo,
-        truncate: bool,
     },
     /// Not answered.
     Release {

@@ -261,10 +261,11 @@ fn open_flags(opening: &Opening) -> FopenFlags {
 
 impl Filesystem for Device {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // One by one: a kernel that lacks one has the others.
+        // One by one: a kernel that lacks one has the others.  Not
+        // FUSE_ATOMIC_O_TRUNC: the file would be cut before the kernel asks
+        // whether somebody executes it.
         for capability in [
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,

@@ -251,8 +251,8 @@ fn lookup_errno(keeper: Keeper, e: FsError) -> Errno {
 /// Whether the operation changes the tree, and so needs a quorum.
 fn changes_tree(op: &FsOp) -> bool {
     match op {
-        FsOp::Open { truncate, .. } => *truncate,
-        FsOp::Lookup { .. }
+        FsOp::Open { .. }
+        | FsOp::Lookup { .. }
         | FsOp::LookupHold { .. }
         | FsOp::Getattr { .. }
         | FsOp::Readlink { .. }
@@ -983,8 +983,7 @@ impl Ops {
         if write && self.mount.read_only {
             return reply(Err(Errno::EROFS));
         }
-        let truncate = flags & libc::O_TRUNC != 0;
-        let op = FsOp::Open { ino, truncate };
+        let op = FsOp::Open { ino };
         self.ask(cred, op, move |ops, answer| {
             ops.opened(pid, ino, flags, answer, reply);
         });
@@ -1021,7 +1020,6 @@ impl Ops {
         let killed = state.inodes.get_or_new(ino).note(&attr, index);
         match state.keeper {
             Keeper::Kernel => (),
-            Keeper::Fused if flags & libc::O_TRUNC != 0 => state.changed(ino, Some(&attr), index),
             Keeper::Fused => drop(state.known(attr, index)),
         }
         drop(state);
@@ -1668,12 +1666,7 @@ impl Ops {
             self.stale_inode(parent, Some(0));
         };
         match op {
-            FsOp::Open { ino, truncate } if result.is_ok() => {
-                self.release_inode(ino);
-                if truncate {
-                    self.stale_inode(ino, Some(0));
-                }
-            }
+            FsOp::Open { ino } if result.is_ok() => self.release_inode(ino),
             FsOp::LookupHold { .. } => {
                 if let Ok(FsRep::Entry { attr, .. }) = result {
                     self.release_inode(attr.ino);
@@ -1957,10 +1950,6 @@ mod tests {
     fn what_needs_a_quorum() {
         let ino = InodeNo(2);
         let changing = [
-            FsOp::Open {
-                ino,
-                truncate: true,
-            },
             FsOp::Unlink {
                 parent: ino,
                 name: b"x".to_vec(),
@@ -1971,9 +1960,8 @@ mod tests {
             },
         ];
         assert!(changing.iter().all(changes_tree));
-        let truncate = false;
         let looking = [
-            FsOp::Open { ino, truncate },
+            FsOp::Open { ino },
             FsOp::Getattr { ino },
             FsOp::Fsync { ino },
             FsOp::Release { ino },

@@ -32,6 +32,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 import time
 import traceback

@@ -28,7 +28,6 @@ raftd_of() { ctl pids "$1" | awk '$1 == "raftd" { print $2 }'; }
 LEAD=$lead FOLLOW=$follow LEAD_PID=$(raftd_of "$lead") FOLLOW_PID=$(raftd_of "$follow") \
     DFSCTL=$BIN/dfsctl python3 -B "$TOP/regress/cluster/nodes.py" 200 <<'EOF' || fail "see above"
 import json
-import subprocess
 
 OPENS = 1600
 

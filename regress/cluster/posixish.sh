@@ -232,6 +232,24 @@ os.truncate(f"{B}/t", 6)
 for path in at("t"):
     same(get(path), b"sho\0\0\0")
 
+# Not of a program that runs, nor is it cut before that is found out.
+if sys.platform == "linux":
+    with open("/bin/sleep", "rb") as program:
+        sleep = program.read()
+    put(f"{A}/sleep", sleep, mode=0o755)
+    for path in at("sleep"):
+        eventually(lambda: there(path), path)
+        running = subprocess.Popen([path, "600"])
+        try:
+            for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+                fails(errno.ETXTBSY, os.open, path, flags)
+            fails(errno.ETXTBSY, os.truncate, path, 1)
+            same(running.poll(), None)
+        finally:
+            running.kill()
+            running.wait()
+        check(get(path) == sleep, path)
+
 # --- O_APPEND, by several programs of one node
 put(f"{A}/log", b"")
 everywhere("log")

@@ -1041,12 +1041,9 @@ impl State {
                 self.rename(op)?;
                 FsRep::Done
             }
-            FsOp::Open { ino, truncate } => {
+            FsOp::Open { ino } => {
                 if self.get(*ino)?.attr.nlink == 0 {
                     return Err(FsError::Stale);
-                }
-                if *truncate {
-                    self.resize(*ino, 0)?;
                 }
                 let inode = self.get_mut(*ino)?;
                 inode.opens += 1;

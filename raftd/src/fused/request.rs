@@ -26,7 +26,7 @@ use crate::fs::{dirent, inode, space, Outcome, Reply};
 use crate::propose::{self, Room};
 use bytes::Bytes;
 use common::fatal;
-use common::fs::{Attr, Cookie, Cred, FsError, InodeNo, ReqId, SetAttr, IO_MAX};
+use common::fs::{Attr, Cookie, Cred, FsError, InodeNo, ReqId, IO_MAX};
 use common::msg::{FsOp, FsRep, Lane, RaftdToFused};
 use futures_util::FutureExt;
 use std::collections::VecDeque;
@@ -78,8 +78,8 @@ pub fn fs_error(e: ReadError) -> FsError {
 /// Whether it is answered from what this node has, and changes nothing.
 fn only_looks(op: &FsOp) -> bool {
     match op {
-        FsOp::Open { truncate, .. } => !truncate,
-        FsOp::Lookup { .. }
+        FsOp::Open { .. }
+        | FsOp::Lookup { .. }
         | FsOp::LookupHold { .. }
         | FsOp::Getattr { .. }
         | FsOp::Readlink { .. }
@@ -146,7 +146,7 @@ impl Fused {
                 self.reply(id, self.applied(), Ok(FsRep::Done));
             }
             FsOp::Open { .. } | FsOp::LookupHold { .. } | FsOp::Fsync { .. } => {
-                begin(self.clone().wait_for(id, cred, op, deadline));
+                begin(self.clone().wait_for(id, op, deadline));
             }
             FsOp::Lookup { .. }
             | FsOp::Getattr { .. }
@@ -377,11 +377,9 @@ impl Fused {
     }
 
     /// A request that waits for the log without adding to it.
-    async fn wait_for(self: Arc<Self>, id: ReqId, cred: Cred, op: FsOp, deadline: Instant) {
+    async fn wait_for(self: Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
         let answer = match op {
-            FsOp::Open { ino, truncate } => {
-                return self.open(id, cred, ino, truncate, deadline).await
-            }
+            FsOp::Open { ino } => return self.open(id, ino, deadline).await,
             FsOp::LookupHold { parent, name } => {
                 let passed = self.pass_barrier(deadline).await;
                 // Before the state is read: it may be newer, never older.
@@ -432,14 +430,7 @@ impl Fused {
 
     /// OPEN names an inode: after the barrier it must still be what some name
     /// means, or be held open here.
-    async fn open(
-        self: Arc<Self>,
-        id: ReqId,
-        cred: Cred,
-        ino: InodeNo,
-        truncate: bool,
-        deadline: Instant,
-    ) {
+    async fn open(self: Arc<Self>, id: ReqId, ino: InodeNo, deadline: Instant) {
         let ready = async {
             let ino = self.real(ino)?;
             self.pass_barrier(deadline).await?;
@@ -463,50 +454,8 @@ impl Fused {
                 self.forget_open(ino);
                 self.reply(id, index, Err(e));
             }
-            Ok(attr) if truncate && attr.is_file() && attr.size > 0 => {
-                self.open_truncating(id, cred, ino, deadline).await;
-            }
             Ok(attr) => self.reply_opened(id, index, attr),
         }
-    }
-
-    async fn open_truncating(
-        self: Arc<Self>,
-        id: ReqId,
-        cred: Cred,
-        ino: InodeNo,
-        deadline: Instant,
-    ) {
-        if self.conf.read_only {
-            self.forget_open(ino);
-            return self.reply(id, 0, Err(FsError::ReadOnly));
-        }
-        let room = timeout_at(deadline.into(), self.mounts.proposer.room(0)).await;
-        let Ok(room) = room else {
-            self.forget_open(ino);
-            return self.reply(id, 0, Err(FsError::TimedOut));
-        };
-        let set = SetAttr {
-            size: Some(0),
-            kill_priv: cred.uid != 0,
-            ..SetAttr::default()
-        };
-        // The kernel or, with the check, apply has granted the open.
-        let op = Op::Setattr {
-            ino,
-            set,
-            check: Check::Kernel,
-        };
-        let fused = self.clone();
-        let done = move |index, outcome: Outcome| match outcome {
-            Ok(Reply::Attr(attr)) => fused.reply_opened(id, index, attr),
-            Ok(_) => fused.reply(id, index, Err(FsError::Io)),
-            Err(e) => {
-                fused.forget_open(ino);
-                fused.reply(id, index, Err(e));
-            }
-        };
-        self.propose(op, Bytes::new(), deadline, true, room, done);
     }
 
     fn reply_opened(&self, id: ReqId, index: u64, attr: Attr) {
