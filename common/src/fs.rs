@@ -114,6 +114,8 @@ pub struct Attr {
     pub ctime: Time,
     /// Moves with every change of the contents; equal means same bytes.
     pub data_version: u64,
+    /// There are extended attributes.
+    pub xattrs: bool,
 }
 
 impl Attr {
@@ -172,8 +174,8 @@ pub struct SetAttr {
     pub size: Option<u64>,
     pub atime: Option<SetTime>,
     pub mtime: Option<SetTime>,
-    /// Drop set-user-id and, for group executables, set-group-id bits, since
-    /// a caller without privilege writes, truncates or gives away the file.
+    /// Drop capabilities, set-user-id and, for group executables, set-group-id
+    /// bits, since a caller without privilege writes, truncates or gives away the file.
     pub kill_priv: bool,
 }
 

@@ -6,3 +6,4 @@ pub mod log;
 pub mod msg;
 pub mod proc;
 pub mod sys;
+pub mod xattr;

@@ -31,6 +31,7 @@ use crate::conf::{Conf, Mount, MountId, Peer};
 use crate::ctl::{CtlAttach, CtlResult};
 use crate::fs::{Attr, Cookie, Cred, Dirent, FsError, InodeNo, ReqId, SetAttr, Statfs, IO_MAX};
 use crate::imsg::Message;
+use crate::xattr::XattrHow;
 use serde::{Deserialize, Serialize};
 
 /// Which of the two socket pairs between a fused and raftd.
@@ -156,26 +157,30 @@ pub enum FsOp {
     Readlink {
         ino: InodeNo,
     },
-    /// Makes the file and opens it; `mode` with umask applied.  A file that is
-    /// there already is Stale unless `excl`: the kernel then looks it up and
-    /// opens it, with all that OPEN asks.
+    /// Makes the file and opens it.  A file that is there already is Stale
+    /// unless `excl`: the kernel then looks it up and opens it, with all that
+    /// OPEN asks.
     Create {
         parent: InodeNo,
         name: Vec<u8>,
         mode: u32,
+        /// Taken from `mode`, unless the directory has a default ACL.
+        umask: u32,
         excl: bool,
     },
-    /// `mode` with its type, umask applied.
+    /// `mode` with its type.
     Mknod {
         parent: InodeNo,
         name: Vec<u8>,
         mode: u32,
+        umask: u32,
         rdev: u32,
     },
     Mkdir {
         parent: InodeNo,
         name: Vec<u8>,
         mode: u32,
+        umask: u32,
     },
     Symlink {
         parent: InodeNo,
@@ -244,6 +249,27 @@ pub enum FsOp {
         plus: bool,
     },
     Statfs,
+    /// Answered with Data.
+    Getxattr {
+        ino: InodeNo,
+        name: Vec<u8>,
+    },
+    /// Answered with Data: the names, each with a NUL behind it.
+    Listxattr {
+        ino: InodeNo,
+    },
+    /// The value rides behind, `len` bytes of it.  Answered with Attr.
+    Setxattr {
+        ino: InodeNo,
+        name: Vec<u8>,
+        len: u32,
+        how: XattrHow,
+    },
+    /// Answered with Attr.
+    Removexattr {
+        ino: InodeNo,
+        name: Vec<u8>,
+    },
 }
 
 /// The whole is at most FUSED_FRAME_MAX.
@@ -380,7 +406,8 @@ message!(FusedToParent, 4, {
 message!(FusedToRaftd, 5, {
     FusedToRaftd::Req { .. } => "IMSG_FS_REQ",
     FusedToRaftd::RevokeAck { .. } => "IMSG_FS_REVOKE_ACK",
-}, bulk: FusedToRaftd::Req { op: FsOp::Write { len, .. }, .. } => *len as usize);
+}, bulk: FusedToRaftd::Req { op: FsOp::Write { len, .. } | FsOp::Setxattr { len, .. }, .. }
+   => *len as usize);
 
 message!(RaftdToFused, 6, {
     RaftdToFused::Accepted { .. } => "IMSG_FS_ACCEPTED",

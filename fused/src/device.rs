@@ -17,12 +17,13 @@
 //! that names the FUSE library or a layout of the kernel.  A method here may
 //! not block, since it holds up every request behind it.
 //!
-//! What is not here the library answers with ENOSYS: extended attributes,
-//! LSEEK, FALLOCATE, COPY_FILE_RANGE, POLL.  Linux then stops asking, falls
-//! back where it can (SEEK_HOLE: all is data) and else says EOPNOTSUPP.
-//! OpenBSD never asks; what it does ask is all here, since there ENOSYS would
-//! disable an operation for good.  ACCESS is not asked where the kernel checks
-//! permissions, and locks stay in the kernel while we do not ask for them.
+//! What is not here the library answers with ENOSYS: LSEEK, FALLOCATE,
+//! COPY_FILE_RANGE, POLL.  Linux then stops asking, falls back where it can
+//! (SEEK_HOLE: all is data) and else says EOPNOTSUPP.  OpenBSD never asks,
+//! nor does it for extended attributes; what it does ask is all here, since
+//! there ENOSYS would disable an operation for good.  ACCESS is not asked where
+//! the kernel checks permissions, and locks stay in the kernel while we do not
+//! ask for them.
 //!
 //! The library says ENOSYS as well to what it cannot parse, ends when a header
 //! is cut, and panics at one that is shorter than itself, at a WRITE, SETXATTR
@@ -69,7 +70,7 @@ use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::fs::File;
@@ -251,6 +252,15 @@ fn data_reply(reply: ReplyData) -> DataReply {
     })
 }
 
+/// Without a buffer it is asked how large one must be.
+fn xattr_reply(size: u32, reply: ReplyXattr) -> DataReply {
+    Box::new(move |result| match result {
+        Ok(data) if size == 0 => reply.size(data.len() as u32),
+        Ok(data) => reply.data(data),
+        Err(e) => reply.error(errno(e)),
+    })
+}
+
 fn open_flags(opening: &Opening) -> FopenFlags {
     let mut flags = FopenFlags::empty();
     flags.set(FopenFlags::FOPEN_KEEP_CACHE, opening.keep_cache);
@@ -270,6 +280,8 @@ impl Filesystem for Device {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_DONT_MASK,
+            // The kernel judges by ACLs, and keeps them until it is told.
+            InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             // A target never changes, and inode numbers are not used again.
             InitFlags::FUSE_CACHE_SYMLINKS,
@@ -362,7 +374,7 @@ impl Filesystem for Device {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let (mode, reply) = (mode & !(umask & 0o777), entry_reply(reply));
+        let (mode, reply) = ((mode, umask), entry_reply(reply));
         let name = name.as_bytes();
         self.ops
             .mknod(cred(req), ino(parent), name, mode, rdev, reply);
@@ -377,7 +389,7 @@ impl Filesystem for Device {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let mode = S_IFDIR | (mode & 0o7777 & !umask);
+        let mode = (S_IFDIR | mode & 0o7777, umask);
         let reply = entry_reply(reply);
         self.ops
             .mkdir(cred(req), ino(parent), name.as_bytes(), mode, reply);
@@ -635,6 +647,46 @@ impl Filesystem for Device {
         self.ops.statfs(cred(req), reply);
     }
 
+    fn setxattr(
+        &self,
+        req: &Request,
+        inode: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (inode, name, reply) = (ino(inode), name.as_bytes(), empty_reply(reply));
+        let (cred, pid) = (cred(req), req.pid());
+        self.ops
+            .setxattr(cred, pid, inode, name, value, flags, position, reply);
+    }
+
+    fn getxattr(&self, req: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let reply = xattr_reply(size, reply);
+        self.ops.getxattr(
+            cred(req),
+            req.pid(),
+            ino(inode),
+            name.as_bytes(),
+            size,
+            reply,
+        );
+    }
+
+    fn listxattr(&self, req: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let reply = xattr_reply(size, reply);
+        self.ops
+            .listxattr(cred(req), req.pid(), ino(inode), size, reply);
+    }
+
+    fn removexattr(&self, req: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let reply = empty_reply(reply);
+        self.ops
+            .removexattr(cred(req), req.pid(), ino(inode), name.as_bytes(), reply);
+    }
+
     fn create(
         &self,
         req: &Request,
@@ -645,7 +697,7 @@ impl Filesystem for Device {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let mode = S_IFREG | (mode & 0o7777 & !umask);
+        let mode = (S_IFREG | mode & 0o7777, umask);
         let reply = Box::new(move |result: Result<(Entry, Opening), _>| match result {
             Ok((entry, opening)) => reply.created(
                 &entry.attr_ttl.min(entry.entry_ttl),

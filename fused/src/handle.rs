@@ -148,6 +148,9 @@ pub struct Inode<W> {
     pub setid: bool,
     /// A directory of whose listing the kernel may keep something.
     pub listed: bool,
+    /// Whether it has extended attributes, if that is known: by the newest
+    /// attributes, and no change of others since.
+    pub xattrs: Option<bool>,
     /// What a kernel that keeps no attributes is told.
     kept: Option<Box<Attr>>,
     busy: Option<Box<Busy<W>>>,
@@ -161,6 +164,7 @@ impl<W> Default for Inode<W> {
             version: None,
             setid: false,
             listed: false,
+            xattrs: None,
             kept: None,
             busy: None,
         }
@@ -172,9 +176,14 @@ impl<W> Inode<W> {
     /// others before.
     pub fn show(&mut self, attr: &Attr, index: u64) -> bool {
         self.setid = attr.is_file() && attr.mode & (S_ISUID | S_ISGID) != 0;
-        let newest = index >= self.index;
+        let newest = self.is_newest(index);
         self.index = self.index.max(index);
         newest
+    }
+
+    /// Whether attributes as of that index are older than others before.
+    pub fn is_newest(&self, index: u64) -> bool {
+        index >= self.index
     }
 
     /// Takes note of attributes that the kernel is not given; true if it now
@@ -225,8 +234,12 @@ pub struct Inodes<W> {
 
 impl<W> Inodes<W> {
     pub fn new(cap: usize) -> Self {
+        let root = Inode {
+            nlookup: 1,
+            ..Inode::default()
+        };
         Inodes {
-            table: HashMap::new(),
+            table: HashMap::from([(InodeNo::ROOT, root)]),
             clock: BTreeMap::new(),
             last_place: 0,
             cap,
@@ -271,6 +284,7 @@ impl<W> Inodes<W> {
         let mut listed = Vec::new();
         for (ino, inode) in &mut self.table {
             inode.version = None;
+            inode.xattrs = None;
             if inode.nlookup > 0 && *ino != InodeNo::ROOT {
                 known.push(*ino);
             }

@@ -35,6 +35,8 @@
 
 #![forbid(unsafe_code)]
 
+mod xattr;
+
 use crate::ahead::{Plan, Round, AHEAD};
 use crate::backing::{Backing, Read, Reads};
 use crate::cache::{Changes, Invalidations, Keeper, LostNames, Names, SHORT_TTL, TTL};
@@ -250,19 +252,21 @@ fn lookup_errno(keeper: Keeper, e: FsError) -> Errno {
 
 /// Whether the operation changes the tree, and so needs a quorum.
 fn changes_tree(op: &FsOp) -> bool {
-    match op {
+    !matches!(
+        op,
         FsOp::Open { .. }
-        | FsOp::Lookup { .. }
-        | FsOp::LookupHold { .. }
-        | FsOp::Getattr { .. }
-        | FsOp::Readlink { .. }
-        | FsOp::Release { .. }
-        | FsOp::Read { .. }
-        | FsOp::Fsync { .. }
-        | FsOp::Readdir { .. }
-        | FsOp::Statfs => false,
-        _ => true,
-    }
+            | FsOp::Lookup { .. }
+            | FsOp::LookupHold { .. }
+            | FsOp::Getattr { .. }
+            | FsOp::Readlink { .. }
+            | FsOp::Release { .. }
+            | FsOp::Read { .. }
+            | FsOp::Fsync { .. }
+            | FsOp::Readdir { .. }
+            | FsOp::Statfs
+            | FsOp::Getxattr { .. }
+            | FsOp::Listxattr { .. }
+    )
 }
 
 /// raftd runs another version of the protocol, or is wrong.
@@ -296,6 +300,9 @@ impl State {
             None => true,
         };
         let stale = !newest || self.changes.inode_since(attr.ino, index);
+        if let Some(inode) = self.inodes.get(attr.ino).filter(|_| !stale) {
+            inode.xattrs = Some(attr.xattrs);
+        }
         let ttl = match self.keeper {
             Keeper::Kernel if !stale && !self.strict => TTL,
             Keeper::Kernel => Duration::ZERO,
@@ -383,9 +390,10 @@ impl State {
             | FsOp::Mknod { parent, name, .. }
             | FsOp::Mkdir { parent, name, .. }
             | FsOp::Symlink { parent, name, .. } => self.name_made(*parent, name, index),
-            FsOp::Setattr { ino, .. } | FsOp::Write { ino, .. } => {
-                self.changed(*ino, None, index);
-            }
+            FsOp::Setattr { ino, .. }
+            | FsOp::Write { ino, .. }
+            | FsOp::Setxattr { ino, .. }
+            | FsOp::Removexattr { ino, .. } => self.changed(*ino, None, index),
             _ => (),
         }
     }
@@ -818,13 +826,13 @@ impl Ops {
         entry
     }
 
-    /// `mode` with its type, the umask applied.
+    /// `mode` with its type and, as everywhere, beside the umask.
     pub fn mknod(
         &self,
         cred: Cred,
         parent: InodeNo,
         name: &[u8],
-        mode: u32,
+        (mode, umask): (u32, u32),
         rdev: u32,
         reply: Reply<Entry>,
     ) {
@@ -832,16 +840,25 @@ impl Ops {
             parent,
             name: name.to_vec(),
             mode,
+            umask,
             rdev,
         };
         self.make(cred, parent, name, op, reply);
     }
 
-    pub fn mkdir(&self, cred: Cred, parent: InodeNo, name: &[u8], mode: u32, reply: Reply<Entry>) {
+    pub fn mkdir(
+        &self,
+        cred: Cred,
+        parent: InodeNo,
+        name: &[u8],
+        (mode, umask): (u32, u32),
+        reply: Reply<Entry>,
+    ) {
         let op = FsOp::Mkdir {
             parent,
             name: name.to_vec(),
             mode,
+            umask,
         };
         self.make(cred, parent, name, op, reply);
     }
@@ -888,7 +905,7 @@ impl Ops {
         pid: u32,
         parent: InodeNo,
         name: &[u8],
-        mode: u32,
+        (mode, umask): (u32, u32),
         flags: i32,
         reply: Reply<(Entry, Opening)>,
     ) {
@@ -900,6 +917,7 @@ impl Ops {
             parent,
             name: name.clone(),
             mode,
+            umask,
             excl: flags & libc::O_EXCL != 0,
         };
         let done = op.clone();
@@ -1712,6 +1730,10 @@ impl Ops {
             FsOp::Setattr { ino, .. } | FsOp::Write { ino, .. } => {
                 self.stale_inode(ino, Some(0));
             }
+            FsOp::Setxattr { ino, .. } | FsOp::Removexattr { ino, .. } => {
+                lock(&self.state).forget_xattrs(ino);
+                self.stale_inode(ino, None);
+            }
             _ => (),
         }
     }
@@ -1722,6 +1744,7 @@ impl Ops {
         state.prune();
         let next = state.requests.next_id();
         state.changes.inode(ino, index, next);
+        state.forget_xattrs(ino);
         // What is kept here may outlive what the kernel knows.
         let kept = known || state.keeper == Keeper::Fused;
         drop(state);

@@ -95,7 +95,10 @@ fn touches(op: &Op) -> Vec<InodeNo> {
         Op::Rename {
             parent, new_parent, ..
         } => vec![*parent, *new_parent],
-        Op::Setattr { ino, .. } | Op::Write { ino, .. } => vec![*ino],
+        Op::Setattr { ino, .. }
+        | Op::Write { ino, .. }
+        | Op::SetXattr { ino, .. }
+        | Op::RemoveXattr { ino, .. } => vec![*ino],
     }
 }
 

@@ -29,6 +29,7 @@ mod openbsd;
 mod posix;
 mod tree;
 mod vnode;
+mod xattr;
 
 use common::conf::{Mount as Conf, MountId};
 use common::fs::IO_MAX;

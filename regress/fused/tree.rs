@@ -26,6 +26,7 @@ use common::fs::{
 };
 use common::imsg::{ImsgReader, ImsgWriter, Imsgbuf};
 use common::msg::{FsOp, FsRep, FusedToRaftd, RaftdToFused, FUSED_FRAME_MAX};
+use common::xattr::XattrHow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -41,6 +42,7 @@ struct Inode {
     attr: Attr,
     opens: u32,
     what: What,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 enum What {
@@ -125,6 +127,10 @@ fn name_of(op: &FsOp) -> &'static str {
         FsOp::Fsync { .. } => "fsync",
         FsOp::Readdir { .. } => "readdir",
         FsOp::Statfs => "statfs",
+        FsOp::Getxattr { .. } => "getxattr",
+        FsOp::Listxattr { .. } => "listxattr",
+        FsOp::Setxattr { .. } => "setxattr",
+        FsOp::Removexattr { .. } => "removexattr",
     }
 }
 
@@ -426,6 +432,7 @@ impl Tree {
             _ if quietly => (),
             FsOp::Write { ino, offset, .. } => inode(*ino, Some(*offset)),
             FsOp::Setattr { ino, set } => inode(*ino, set.size),
+            FsOp::Setxattr { ino, .. } | FsOp::Removexattr { ino, .. } => inode(*ino, None),
             FsOp::Rename {
                 parent,
                 name,
@@ -506,6 +513,23 @@ impl Tree {
         self.elsewhere(FsOp::Setattr { ino, set }, &[], false);
     }
 
+    pub fn set_xattr(&self, path: &str, name: &str, value: &[u8]) {
+        let ino = self.state().walk(path);
+        let op = FsOp::Setxattr {
+            ino,
+            name: name.into(),
+            len: value.len() as u32,
+            how: XattrHow::Any,
+        };
+        self.elsewhere(op, value, false);
+    }
+
+    pub fn remove_xattr(&self, path: &str, name: &str) {
+        let ino = self.state().walk(path);
+        let name = name.into();
+        self.elsewhere(FsOp::Removexattr { ino, name }, &[], false);
+    }
+
     pub fn create(&self, path: &str, data: &[u8]) {
         self.create_with(path, data, false);
     }
@@ -520,6 +544,7 @@ impl Tree {
             parent,
             name,
             mode: 0o644,
+            umask: 0,
             excl: true,
         };
         let attr = self.elsewhere(op, &[], quietly);
@@ -586,6 +611,13 @@ impl Tree {
 }
 
 impl Inode {
+    /// The attributes, after a change of the extended ones.
+    fn noted(&mut self) -> &Attr {
+        self.attr.ctime = now();
+        self.attr.xattrs = !self.xattrs.is_empty();
+        &self.attr
+    }
+
     fn read(&self, offset: u64, size: usize) -> Vec<u8> {
         let left = self.attr.size.saturating_sub(offset);
         let mut bytes = vec![0; size.min(left as usize)];
@@ -629,6 +661,7 @@ impl State {
             },
             opens: 0,
             what,
+            xattrs: BTreeMap::new(),
         }
     }
 
@@ -688,6 +721,7 @@ impl State {
     fn settled(&self, op: &FsOp) -> bool {
         let ino = match op {
             FsOp::Getattr { ino } | FsOp::Read { ino, .. } | FsOp::Fsync { ino } => *ino,
+            FsOp::Getxattr { ino, .. } | FsOp::Listxattr { ino } => *ino,
             FsOp::Open { ino, .. } => *ino,
             FsOp::Lookup { parent, name } => match self.find(*parent, name) {
                 Ok(ino) => ino,
@@ -979,13 +1013,14 @@ impl State {
                 parent,
                 name,
                 mode,
+                umask,
                 excl,
             } => {
                 let (attr, created) = match self.find(*parent, name) {
                     Ok(_) if *excl => return Err(FsError::Exists),
                     Ok(ino) => (self.get(ino)?.attr.clone(), false),
                     Err(_) => {
-                        let mode = S_IFREG | mode & 0o7777;
+                        let mode = S_IFREG | mode & 0o7777 & !umask;
                         (self.make(*parent, name, mode, cred)?, true)
                     }
                 };
@@ -998,14 +1033,21 @@ impl State {
                 parent,
                 name,
                 mode,
+                umask,
                 rdev,
             } => {
-                let attr = self.make(*parent, name, *mode, cred)?;
+                let attr = self.make(*parent, name, mode & !umask, cred)?;
                 self.get_mut(attr.ino)?.attr.rdev = *rdev;
                 entry(self.get(attr.ino)?.attr.clone())
             }
-            FsOp::Mkdir { parent, name, mode } => {
-                entry(self.make(*parent, name, S_IFDIR | mode & 0o7777, cred)?)
+            FsOp::Mkdir {
+                parent,
+                name,
+                mode,
+                umask,
+            } => {
+                let mode = S_IFDIR | mode & 0o7777 & !umask;
+                entry(self.make(*parent, name, mode, cred)?)
             }
             FsOp::Symlink {
                 parent,
@@ -1090,6 +1132,32 @@ impl State {
                 inodes: 1000,
                 inodes_free: 500,
             }),
+            FsOp::Getxattr { ino, name } => {
+                let value = self.get(*ino)?.xattrs.get(name);
+                *bytes = value.ok_or(FsError::NoAttr)?.clone();
+                let len = bytes.len() as u32;
+                FsRep::Data { len }
+            }
+            FsOp::Listxattr { ino } => {
+                let names = self.get(*ino)?.xattrs.keys();
+                *bytes = names.flat_map(|name| [name, &b"\0"[..]].concat()).collect();
+                let len = bytes.len() as u32;
+                FsRep::Data { len }
+            }
+            FsOp::Setxattr { ino, name, how, .. } => {
+                let xattrs = &mut self.get_mut(*ino)?.xattrs;
+                match (how, xattrs.contains_key(name)) {
+                    (XattrHow::Create, true) => return Err(FsError::Exists),
+                    (XattrHow::Replace, false) => return Err(FsError::NoAttr),
+                    _ => xattrs.insert(name.clone(), data.to_vec()),
+                };
+                FsRep::Attr(self.get_mut(*ino)?.noted().clone())
+            }
+            FsOp::Removexattr { ino, name } => {
+                let removed = self.get_mut(*ino)?.xattrs.remove(name);
+                removed.ok_or(FsError::NoAttr)?;
+                FsRep::Attr(self.get_mut(*ino)?.noted().clone())
+            }
             FsOp::Release { .. } => return Err(FsError::Invalid),
         })
     }

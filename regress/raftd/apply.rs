@@ -16,8 +16,12 @@
 //! exactly once, orphans, room; long random logs applied to two stores with
 //! and without checkpoints must give the same bytes and keep all books.
 
+#[path = "xattr.rs"]
+mod attributes;
+
 use bytes::Bytes;
 use common::fs::*;
+use common::xattr::{XattrHow, ACL_ACCESS, ACL_DEFAULT, CAPABILITY};
 use raftd::fs::apply::{apply, init};
 use raftd::fs::inode::{Contents, Inode, ReadError};
 use raftd::fs::op::{Check, Command, Op, Origin, RenameHow, WriteAt};
@@ -186,6 +190,7 @@ fn create_as(parent: InodeNo, name: &str, mode: u32, cred: Cred) -> Op {
         parent,
         name: name.into(),
         mode: S_IFREG | mode,
+        umask: 0,
         excl: true,
         cred,
     }
@@ -196,6 +201,7 @@ fn open_or_create(parent: InodeNo, name: &str, cred: Cred) -> Op {
         parent,
         name: name.into(),
         mode: S_IFREG | 0o644,
+        umask: 0,
         excl: false,
         cred,
     }
@@ -206,6 +212,7 @@ fn mknod(parent: InodeNo, name: &str, mode: u32) -> Op {
         parent,
         name: name.into(),
         mode,
+        umask: 0,
         rdev: 0x0103,
         cred: USER,
     }
@@ -220,6 +227,7 @@ fn mkdir_as(parent: InodeNo, name: &str, mode: u32, cred: Cred) -> Op {
         parent,
         name: name.into(),
         mode,
+        umask: 0,
         cred,
     }
 }
@@ -1312,6 +1320,9 @@ fn check_books(meta: &Meta) {
     for (ino, i) in &inodes {
         let blocks = space::count(&v, *ino).unwrap();
         used += blocks;
+        let xattrs = attributes::bytes(&v, *ino);
+        assert_eq!(i.xattrs as usize, xattrs, "{ino}");
+        used += attributes::blocks(xattrs);
         match &i.contents {
             Contents::Backing { blocks: b, size } => {
                 assert_eq!(*b, blocks, "{ino}");
@@ -1347,6 +1358,9 @@ fn check_books(meta: &Meta) {
     let extents = dump(&v).iter().filter(|(k, _)| k[0] == b'e').count();
     let kept: usize = inodes.keys().map(|ino| extents_of(&v, *ino)).sum();
     assert_eq!(extents, kept, "extents of nobody");
+    let xattrs = dump(&v).iter().filter(|(k, _)| k[0] == b'x').count();
+    let kept: usize = inodes.keys().map(|ino| attributes::count(&v, *ino)).sum();
+    assert_eq!(xattrs, kept, "attributes of nobody");
     let orphans: BTreeMap<_, _> = orphan::list(&v).unwrap().into_iter().collect();
     for (ino, i) in &inodes {
         let want = links.get(ino).copied().unwrap_or(0);
@@ -1492,6 +1506,7 @@ impl Script {
                 parent,
                 name,
                 mode,
+                umask: self.rng.below(0o1000) as u32,
                 excl: self.rng.flip(),
                 cred,
             },
@@ -1499,6 +1514,7 @@ impl Script {
                 parent,
                 name,
                 mode: mode | (self.rng.below(16) as u32) << 12,
+                umask: 0o22,
                 rdev: 7,
                 cred,
             },
@@ -1506,6 +1522,7 @@ impl Script {
                 parent,
                 name,
                 mode,
+                umask: self.rng.below(0o1000) as u32,
                 cred,
             },
             11..=12 => Op::Symlink {
@@ -1580,12 +1597,41 @@ impl Script {
                 1 => Op::Floor { index },
                 _ => Op::Nop,
             },
-            _ => match self.rng.below(4) {
+            _ => match self.rng.below(8) {
                 0 => return self.open_session(),
+                1..=6 => return self.xattr(ino, cred),
                 _ => Op::Nop,
             },
         };
         (op, Payload::none())
+    }
+
+    fn xattr(&mut self, ino: InodeNo, cred: Cred) -> (Op, Payload) {
+        let names = [
+            ACL_ACCESS,
+            ACL_DEFAULT,
+            CAPABILITY,
+            b"user.a",
+            b"trusted.b",
+            b"none",
+        ];
+        let name = names[self.rng.below(6) as usize].to_vec();
+        if self.rng.below(4) == 0 {
+            return (Op::RemoveXattr { ino, name }, Payload::none());
+        }
+        let hows = [XattrHow::Any, XattrHow::Create, XattrHow::Replace];
+        let how = hows[self.rng.below(3) as usize];
+        let value = match name.starts_with(b"system.") {
+            true => attributes::acl(&[(7, None), (5, Some(1)), (5, None)], self.rng.flip()),
+            false => vec![7; self.rng.below(70_000) as usize],
+        };
+        let op = Op::SetXattr {
+            ino,
+            name,
+            how,
+            cred,
+        };
+        (op, Payload::new(Bytes::from(value)))
     }
 
     fn open_session(&mut self) -> (Op, Payload) {
@@ -1676,7 +1722,7 @@ fn run(seed: u64, count: u64) {
         }
     }
     // Else the script has lost its way.
-    assert_eq!(done.len(), 15, "{done:?}");
+    assert_eq!(done.len(), 17, "{done:?}");
     let total: u64 = done.values().sum();
     assert!(total > count / 5, "{done:?}");
     assert!(done.values().all(|n| *n > 10), "{done:?}");

@@ -286,6 +286,7 @@ fn create(name: &str) -> Op {
         parent: ROOT,
         name: name.into(),
         mode: S_IFREG | 0o644,
+        umask: 0,
         excl: false,
         cred: SUPER,
     }

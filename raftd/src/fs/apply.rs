@@ -57,6 +57,7 @@ pub fn init(tx: &mut Writer<'_>) -> Result<(), MetaError> {
         ctime: Time::default(),
         data_version: 0,
         contents: directory(InodeNo::ROOT),
+        xattrs: 0,
     };
     inode::put(tx, InodeNo::ROOT, &root)?;
     space::save(
@@ -129,6 +130,7 @@ pub(super) struct Apply<'t, 'm> {
 /// What a new inode begins with.
 struct New {
     mode: u32,
+    umask: u32,
     rdev: u32,
     contents: Contents,
     cred: Cred,
@@ -176,22 +178,25 @@ impl Apply<'_, '_> {
                 parent,
                 name,
                 mode,
+                umask,
                 excl,
                 cred,
-            } => self.create(*parent, name, *mode, *excl, *cred),
+            } => self.create(*parent, name, (*mode, *umask), *excl, *cred),
             Op::Mknod {
                 parent,
                 name,
                 mode,
+                umask,
                 rdev,
                 cred,
-            } => self.mknod(*parent, name, *mode, *rdev, *cred),
+            } => self.mknod(*parent, name, (*mode, *umask), *rdev, *cred),
             Op::Mkdir {
                 parent,
                 name,
                 mode,
+                umask,
                 cred,
-            } => self.mkdir(*parent, name, *mode, *cred),
+            } => self.mkdir(*parent, name, (*mode, *umask), *cred),
             Op::Symlink {
                 parent,
                 name,
@@ -225,6 +230,13 @@ impl Apply<'_, '_> {
             }
             Op::Setattr { ino, set, check } => self.setattr(*ino, set, check),
             Op::Write { ino, at, kill_priv } => self.write(*ino, *at, *kill_priv, payload),
+            Op::SetXattr {
+                ino,
+                name,
+                how,
+                cred,
+            } => self.set_xattr(*ino, name, *how, *cred, payload),
+            Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name),
         }
     }
 
@@ -255,7 +267,7 @@ impl Apply<'_, '_> {
         &mut self,
         parent: InodeNo,
         name: &[u8],
-        mode: u32,
+        (mode, umask): (u32, u32),
         excl: bool,
         cred: Cred,
     ) -> Result<Reply, ReadError> {
@@ -263,6 +275,7 @@ impl Apply<'_, '_> {
         let dir = self.dir(parent)?;
         let new = New {
             mode: S_IFREG | mode & PERM,
+            umask,
             rdev: 0,
             contents: Contents::Inline(Vec::new()),
             cred,
@@ -291,7 +304,7 @@ impl Apply<'_, '_> {
         &mut self,
         parent: InodeNo,
         name: &[u8],
-        mode: u32,
+        (mode, umask): (u32, u32),
         rdev: u32,
         cred: Cred,
     ) -> Result<Reply, ReadError> {
@@ -304,6 +317,7 @@ impl Apply<'_, '_> {
         let dir = self.vacant(parent, name)?;
         let new = New {
             mode: kind | mode & PERM,
+            umask,
             rdev,
             contents,
             cred,
@@ -315,7 +329,7 @@ impl Apply<'_, '_> {
         &mut self,
         parent: InodeNo,
         name: &[u8],
-        mode: u32,
+        (mode, umask): (u32, u32),
         cred: Cred,
     ) -> Result<Reply, ReadError> {
         let dir = self.vacant(parent, name)?;
@@ -324,6 +338,7 @@ impl Apply<'_, '_> {
         }
         let new = New {
             mode: S_IFDIR | mode & PERM,
+            umask,
             rdev: 0,
             contents: directory(parent),
             cred,
@@ -347,6 +362,7 @@ impl Apply<'_, '_> {
         let dir = self.vacant(parent, name)?;
         let new = New {
             mode: SYMLINK_MODE,
+            umask: 0,
             rdev: 0,
             contents: Contents::Symlink(target.to_vec()),
             cred,
@@ -370,9 +386,11 @@ impl Apply<'_, '_> {
         parent: InodeNo,
         mut dir: Inode,
         name: &[u8],
-        new: New,
+        mut new: New,
     ) -> Result<Reply, ReadError> {
+        let acls = self.inherit(parent, &dir, &mut new.mode, new.umask)?;
         self.sup.check_inode()?;
+        self.sup.check_blocks(acls.blocks())?;
         let ino = self.sup.next_ino;
         self.sup.next_ino.0 += 1;
         self.sup.used_inodes += 1;
@@ -389,7 +407,9 @@ impl Apply<'_, '_> {
             ctime: self.time,
             data_version: 0,
             contents: new.contents,
+            xattrs: acls.bytes(),
         };
+        self.bequeath(ino, &acls);
         inode::put(self.tx, ino, &inode)?;
         dirent::insert(self.tx, parent, &mut dir, name, ino, inode.mode)?;
         if is_dir {
@@ -652,9 +672,10 @@ impl Apply<'_, '_> {
         if let Some(mode) = set.mode {
             inode.mode = inode.kind() | mode & PERM;
             drop_foreign_sgid(&mut inode, check);
+            self.chmod_acl(ino, &inode)?;
         }
         if kill_priv {
-            inode.kill_priv();
+            self.kill_priv(ino, &mut inode)?;
         }
         if let Some(t) = set.atime {
             inode.atime = self.at(t);

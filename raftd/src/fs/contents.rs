@@ -61,7 +61,10 @@ impl Apply<'_, '_> {
                 _ => self.write_backing(ino, &mut inode, offset, end)?,
             }
             if kill_priv {
-                inode.kill_priv();
+                self.kill_priv(ino, &mut inode)?;
+            } else if at == WriteAt::End {
+                // Of any other write the kernel thinks itself.
+                self.drop_capability(ino, &mut inode)?;
             }
             inode.touch(self.time);
             inode::put(self.tx, ino, &inode)?;

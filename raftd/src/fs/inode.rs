@@ -31,6 +31,7 @@
 //! t session:8               Session                           (dedup.rs)
 //! r session:8 seq:8         Outcome                           (dedup.rs)
 //! k node:8                  Capacity                          (space.rs)
+//! x ino:8 name              value of an extended attribute    (xattr.rs)
 //! ```
 
 #![forbid(unsafe_code)]
@@ -116,6 +117,8 @@ pub struct Inode {
     pub ctime: Time,
     pub data_version: u64,
     pub contents: Contents,
+    /// Bytes of the names and values of all extended attributes.
+    pub xattrs: u32,
 }
 
 /// What the inode is beside its attributes.
@@ -164,7 +167,7 @@ impl Inode {
                 Contents::Inline(bytes) => (bytes.len() as u64).div_ceil(512),
                 Contents::Backing { blocks, .. } => blocks * (BLOCK / 512),
                 _ => 0,
-            },
+            } + self.xattr_blocks() * (BLOCK / 512),
             mode: self.mode,
             nlink: self.nlink,
             uid: self.uid,
@@ -174,6 +177,7 @@ impl Inode {
             mtime: self.mtime,
             ctime: self.ctime,
             data_version: self.data_version,
+            xattrs: self.xattrs > 0,
         }
     }
 

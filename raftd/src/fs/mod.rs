@@ -17,6 +17,7 @@
 //! no local state, and never waits: the same log gives the same bytes
 //! everywhere.
 
+mod acl;
 pub mod apply;
 mod contents;
 pub mod dedup;
@@ -25,6 +26,7 @@ pub mod inode;
 pub mod op;
 pub mod orphan;
 pub mod space;
+pub mod xattr;
 
 use common::fs::{Attr, FsError, InodeNo};
 use serde::{Deserialize, Serialize};

@@ -17,6 +17,7 @@
 
 use crate::payload::Payload;
 use common::fs::{Cred, InodeNo, NodeId, SessionId, SetAttr, Time};
+use common::xattr::XattrHow;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -29,7 +30,7 @@ pub struct Command {
     /// The leader's clock when it took the proposal.
     pub time: Time,
     pub op: Op,
-    /// The bytes of a WRITE; they travel and rest beside the entry.
+    /// The bytes of a WRITE or the value of a SETXATTR; they travel and rest beside the entry.
     pub payload: Payload,
 }
 
@@ -49,7 +50,10 @@ pub enum Op {
     Nop,
     /// A raftd has started: its older sessions end, a new one begins whose id
     /// is this entry's log index.
-    OpenSession { node: NodeId, nonce: u64 },
+    OpenSession {
+        node: NodeId,
+        nonce: u64,
+    },
     /// What this voter's disk can hold for the tree.
     Capacity {
         node: NodeId,
@@ -57,22 +61,29 @@ pub enum Op {
         inodes: u64,
     },
     /// No live peer needs the log up to and including this index.
-    Floor { index: u64 },
+    Floor {
+        index: u64,
+    },
     /// The session holds none of these orphans open any more.
-    Release { inodes: Vec<InodeNo> },
+    Release {
+        inodes: Vec<InodeNo>,
+    },
     Create {
         parent: InodeNo,
         name: Vec<u8>,
-        /// Permissions and S_IFREG, umask applied.
+        /// Permissions and S_IFREG.
         mode: u32,
+        /// Taken from the mode, unless the directory has a default ACL.
+        umask: u32,
         excl: bool,
         cred: Cred,
     },
     Mknod {
         parent: InodeNo,
         name: Vec<u8>,
-        /// Type and permissions, umask applied.
+        /// Type and permissions.
         mode: u32,
+        umask: u32,
         rdev: u32,
         cred: Cred,
     },
@@ -80,6 +91,7 @@ pub enum Op {
         parent: InodeNo,
         name: Vec<u8>,
         mode: u32,
+        umask: u32,
         cred: Cred,
     },
     Symlink {
@@ -122,6 +134,17 @@ pub enum Op {
         at: WriteAt,
         /// Drop set-id bits, as SetAttr::kill_priv.
         kill_priv: bool,
+    },
+    /// The payload is the value.
+    SetXattr {
+        ino: InodeNo,
+        name: Vec<u8>,
+        how: XattrHow,
+        cred: Cred,
+    },
+    RemoveXattr {
+        ino: InodeNo,
+        name: Vec<u8>,
     },
 }
 

@@ -83,6 +83,7 @@ impl Apply<'_, '_> {
             self.give_back(blocks)?;
             self.effects.data.push(DataOp::Remove { ino });
         }
+        self.free_xattrs(ino, inode)?;
         inode::delete(self.tx, ino)?;
         self.tx.delete(&key(ORPHAN, ino.0))?;
         let used = self.sup.used_inodes.checked_sub(1);

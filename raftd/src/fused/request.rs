@@ -22,7 +22,7 @@
 use super::{locked, preview, Dirty, Fused};
 use crate::fs::inode::{Contents, ReadError};
 use crate::fs::op::{Check, Op, RenameHow, WriteAt};
-use crate::fs::{dirent, inode, space, Outcome, Reply};
+use crate::fs::{dirent, inode, space, xattr, Outcome, Reply};
 use crate::propose::{self, Room};
 use bytes::Bytes;
 use common::fatal;
@@ -77,17 +77,19 @@ pub fn fs_error(e: ReadError) -> FsError {
 
 /// Whether it is answered from what this node has, and changes nothing.
 fn only_looks(op: &FsOp) -> bool {
-    match op {
+    matches!(
+        op,
         FsOp::Open { .. }
-        | FsOp::Lookup { .. }
-        | FsOp::LookupHold { .. }
-        | FsOp::Getattr { .. }
-        | FsOp::Readlink { .. }
-        | FsOp::Read { .. }
-        | FsOp::Readdir { .. }
-        | FsOp::Statfs => true,
-        _ => false,
-    }
+            | FsOp::Lookup { .. }
+            | FsOp::LookupHold { .. }
+            | FsOp::Getattr { .. }
+            | FsOp::Readlink { .. }
+            | FsOp::Read { .. }
+            | FsOp::Readdir { .. }
+            | FsOp::Statfs
+            | FsOp::Getxattr { .. }
+            | FsOp::Listxattr { .. }
+    )
 }
 
 /// Whether the kernel judges ownership and the sticky bit before it asks.
@@ -96,6 +98,13 @@ fn check(cred: Cred) -> Check {
         true => Check::Apply(cred),
         false => Check::Kernel,
     }
+}
+
+/// Bytes that ride behind their reply.
+fn data(bytes: Bytes, bulk: &mut Bytes) -> FsRep {
+    let len = bytes.len() as u32;
+    *bulk = bytes;
+    FsRep::Data { len }
 }
 
 /// Does on this thread what need not wait, and the rest in a task.
@@ -153,7 +162,9 @@ impl Fused {
             | FsOp::Readlink { .. }
             | FsOp::Read { .. }
             | FsOp::Readdir { .. }
-            | FsOp::Statfs => self.look(id, op, deadline),
+            | FsOp::Statfs
+            | FsOp::Getxattr { .. }
+            | FsOp::Listxattr { .. } => self.look(id, op, deadline),
             _ => self.change_tree(id, cred, op, bulk, how),
         }
     }
@@ -173,7 +184,9 @@ impl Fused {
             | FsOp::Readlink { ino }
             | FsOp::Read { ino, .. }
             | FsOp::Readdir { ino, .. }
-            | FsOp::Open { ino, .. } => *ino,
+            | FsOp::Open { ino, .. }
+            | FsOp::Getxattr { ino, .. }
+            | FsOp::Listxattr { ino } => *ino,
             _ => return None,
         };
         let unsure = unsure.contains(&self.real(ino).ok()?);
@@ -238,7 +251,10 @@ impl Fused {
     /// The inode whose queued changes the request must see.
     fn unsettled(&self, op: &FsOp) -> Option<InodeNo> {
         let ino = match op {
-            FsOp::Getattr { ino } | FsOp::Read { ino, .. } => self.real(*ino).ok()?,
+            FsOp::Getattr { ino }
+            | FsOp::Read { ino, .. }
+            | FsOp::Getxattr { ino, .. }
+            | FsOp::Listxattr { ino } => self.real(*ino).ok()?,
             FsOp::Lookup { parent, name } => {
                 let parent = self.real(*parent).ok()?;
                 let meta = self.mounts.store.meta();
@@ -259,11 +275,13 @@ impl Fused {
             },
             FsOp::Getattr { ino } => self.getattr(*ino).map(FsRep::Attr),
             FsOp::Readlink { ino } => self.readlink(*ino),
-            FsOp::Read { ino, offset, size } => self.read(*ino, *offset, *size).map(|bytes| {
-                let len = bytes.len() as u32;
-                bulk = bytes;
-                FsRep::Data { len }
-            }),
+            FsOp::Read { ino, offset, size } => self
+                .read(*ino, *offset, *size)
+                .map(|bytes| data(bytes, &mut bulk)),
+            FsOp::Getxattr { ino, name } => self
+                .getxattr(*ino, name)
+                .map(|value| data(value, &mut bulk)),
+            FsOp::Listxattr { ino } => self.listxattr(*ino).map(|list| data(list, &mut bulk)),
             FsOp::Readdir {
                 ino,
                 after,
@@ -346,6 +364,18 @@ impl Fused {
             }
             _ => Err(FsError::Invalid),
         }
+    }
+
+    fn getxattr(&self, ino: InodeNo, name: &[u8]) -> Result<Bytes, FsError> {
+        let ino = self.real(ino)?;
+        let value = xattr::get(&self.mounts.store.meta().read(), ino, name);
+        value.map(Bytes::from).map_err(fs_error)
+    }
+
+    fn listxattr(&self, ino: InodeNo) -> Result<Bytes, FsError> {
+        let ino = self.real(ino)?;
+        let list = xattr::list(&self.mounts.store.meta().read(), ino);
+        list.map(Bytes::from).map_err(fs_error)
     }
 
     fn readdir(&self, ino: InodeNo, after: Cookie, size: u32, plus: bool) -> Answer {
@@ -570,9 +600,11 @@ impl Fused {
     /// Whether the operation must not overtake what is queued for its inode.
     fn follows(&self, op: &Op) -> bool {
         match op {
-            Op::Write { ino, .. } | Op::Setattr { ino, .. } | Op::Link { ino, .. } => {
-                self.mounts.has_queued(*ino)
-            }
+            Op::Write { ino, .. }
+            | Op::Setattr { ino, .. }
+            | Op::Link { ino, .. }
+            | Op::SetXattr { ino, .. }
+            | Op::RemoveXattr { ino, .. } => self.mounts.has_queued(*ino),
             // A file that takes another's place shall not do it empty.
             Op::Rename { parent, name, .. } => {
                 let found = dirent::lookup(&self.mounts.store.meta().read(), *parent, name);
@@ -745,11 +777,13 @@ impl Fused {
                 parent,
                 name,
                 mode,
+                umask,
                 excl,
             } => Op::Create {
                 parent: self.real(parent)?,
                 name,
                 mode,
+                umask,
                 excl,
                 cred,
             },
@@ -757,18 +791,26 @@ impl Fused {
                 parent,
                 name,
                 mode,
+                umask,
                 rdev,
             } => Op::Mknod {
                 parent: self.real(parent)?,
                 name,
                 mode,
+                umask,
                 rdev,
                 cred,
             },
-            FsOp::Mkdir { parent, name, mode } => Op::Mkdir {
+            FsOp::Mkdir {
+                parent,
+                name,
+                mode,
+                umask,
+            } => Op::Mkdir {
                 parent: self.real(parent)?,
                 name,
                 mode,
+                umask,
                 cred,
             },
             FsOp::Symlink {
@@ -835,6 +877,16 @@ impl Fused {
                     false => WriteAt::Offset(offset),
                 },
                 kill_priv,
+            },
+            FsOp::Setxattr { ino, name, how, .. } => Op::SetXattr {
+                ino: self.real(ino)?,
+                name,
+                how,
+                cred,
+            },
+            FsOp::Removexattr { ino, name } => Op::RemoveXattr {
+                ino: self.real(ino)?,
+                name,
             },
             _ => return Err(FsError::Unsupported),
         })
