@@ -20,7 +20,7 @@
 #![forbid(unsafe_code)]
 
 use crate::printconf;
-use common::conf::{self, Conf, Mount, MountId, Peer, DEFAULTS};
+use common::conf::{self, parse_size, Conf, Mount, MountId, Peer, DEFAULTS};
 use common::fs::NodeId;
 use common::sys::privilege;
 use common::{log, log_warnx};
@@ -794,28 +794,6 @@ fn show(text: &str) -> String {
     } else {
         printconf::quote(text)
     }
-}
-
-/// None when it is not a number of bytes, Some(None) when it is too large.
-fn parse_size(text: &str) -> Option<Option<u64>> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text.get(digits.len()..)?.to_ascii_uppercase().as_str() {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return None,
-    };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    Some(
-        digits
-            .parse::<u64>()
-            .ok()
-            .and_then(|n| n.checked_mul(1 << shift)),
-    )
 }
 
 /// One spelling for each path, so that equal paths are equal texts.

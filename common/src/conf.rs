@@ -168,6 +168,28 @@ pub struct Mount {
     pub auto: bool,
 }
 
+/// None when it is not a number of bytes, Some(None) when it is too large.
+pub fn parse_size(text: &str) -> Option<Option<u64>> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..)?.to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return None,
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some(
+        digits
+            .parse::<u64>()
+            .ok()
+            .and_then(|n| n.checked_mul(1 << shift)),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

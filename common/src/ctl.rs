@@ -19,7 +19,7 @@
 //! A request is answered by records of its kind and End, or by Result alone.
 
 use crate::conf::{Mount, MountId};
-use crate::fs::NodeId;
+use crate::fs::{FsError, NodeId};
 use crate::imsg::Message;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -40,6 +40,17 @@ pub enum CtlReq {
     Stop,
     Mount(CtlAttach),
     Umount(MountId),
+    /// Quota for the tree that the path lies in, or for each that has one.
+    /// Anybody may ask.
+    ShowQuota(Option<String>),
+    /// Limits of a directory tree, or of the whole for "/"; None stays as it
+    /// is, 0 is no limit.
+    SetQuota {
+        path: String,
+        bytes: Option<u64>,
+        inodes: Option<u64>,
+    },
+    DropQuota(String),
 }
 
 impl CtlReq {
@@ -47,7 +58,11 @@ impl CtlReq {
     pub fn is_show(&self) -> bool {
         matches!(
             self,
-            CtlReq::ShowSummary | CtlReq::ShowPeers | CtlReq::ShowMounts | CtlReq::ShowLog
+            CtlReq::ShowSummary
+                | CtlReq::ShowPeers
+                | CtlReq::ShowMounts
+                | CtlReq::ShowLog
+                | CtlReq::ShowQuota(..)
         )
     }
 }
@@ -118,6 +133,7 @@ pub enum CtlRep {
     /// No more records.
     End,
     Result(CtlResult),
+    Quota(CtlQuota),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,6 +269,19 @@ pub struct CtlLog {
     pub checkpoints: u64,
 }
 
+/// What a directory tree takes, and may; 0 is no limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtlQuota {
+    /// The directory, as a path of the tree.
+    pub path: String,
+    pub used_bytes: u64,
+    pub limit_bytes: u64,
+    pub used_inodes: u64,
+    pub limit_inodes: u64,
+    /// Some of what was there before the quota is not counted yet.
+    pub counting: bool,
+}
+
 /// How an action ended.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -270,6 +299,11 @@ pub enum CtlResult {
     /// The mount(2) or the start of fused failed; the log says how.
     MountFailed,
     Failed,
+    /// The tree says no, or no quorum answers.
+    Refused(FsError),
+    /// One quota would be beneath another.
+    NestedQuota,
+    NoQuota,
 }
 
 impl fmt::Display for CtlResult {
@@ -278,6 +312,9 @@ impl fmt::Display for CtlResult {
             CtlResult::Wider(narrow) => {
                 return write!(f, "not {narrow} in dfsd.conf; add: {narrow} yes")
             }
+            CtlResult::Refused(e) => return e.fmt(f),
+            CtlResult::NestedQuota => "lies in a tree with a quota, or has one beneath",
+            CtlResult::NoQuota => "has no quota",
             CtlResult::Ok => "ok",
             CtlResult::Permission => "need root privileges",
             CtlResult::ConfigError => "configuration not changed: see the log",
@@ -304,6 +341,9 @@ impl Message for CtlReq {
             CtlReq::Stop => "IMSG_CTL_STOP",
             CtlReq::Mount(..) => "IMSG_CTL_MOUNT",
             CtlReq::Umount(..) => "IMSG_CTL_UMOUNT",
+            CtlReq::ShowQuota(..) => "IMSG_CTL_SHOW_QUOTA",
+            CtlReq::SetQuota { .. } => "IMSG_CTL_SET_QUOTA",
+            CtlReq::DropQuota(..) => "IMSG_CTL_DROP_QUOTA",
         }
     }
 }
@@ -319,6 +359,7 @@ impl Message for CtlRep {
             CtlRep::Log(..) => "IMSG_CTL_SHOW_LOG",
             CtlRep::End => "IMSG_CTL_END",
             CtlRep::Result(..) => "IMSG_CTL_RESULT",
+            CtlRep::Quota(..) => "IMSG_CTL_SHOW_QUOTA",
         }
     }
 }

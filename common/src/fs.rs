@@ -56,12 +56,22 @@ id!(
     ReqId(u64)
 );
 id!(
+    /// A directory tree that is counted by itself, because it has a quota: the
+    /// log index of the entry that made it.  Never reused.
+    TreeNo(u64)
+);
+id!(
     /// Position of an entry in its directory, stable while the entry lives.
     Cookie(u64)
 );
 
 impl InodeNo {
     pub const ROOT: InodeNo = InodeNo(1);
+}
+
+impl TreeNo {
+    /// Counted with the whole only.
+    pub const NONE: TreeNo = TreeNo(0);
 }
 
 /// Longest name of a directory entry, in bytes.

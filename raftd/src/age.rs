@@ -85,6 +85,8 @@ fn touches(op: &Op) -> Vec<InodeNo> {
     match op {
         Op::Nop | Op::OpenSession { .. } | Op::Capacity { .. } | Op::Floor { .. } => vec![],
         Op::Release { .. } => vec![],
+        // Nothing that can be read of an inode.
+        Op::SetQuota { .. } | Op::DropQuota { .. } | Op::Adopt { .. } => vec![],
         Op::Create { parent, .. }
         | Op::Mknod { parent, .. }
         | Op::Mkdir { parent, .. }

@@ -17,7 +17,9 @@
 //! client that sends nonsense is closed, and nothing else happens.
 
 use crate::engine::Engine;
+use crate::fs::op::Op;
 use crate::parent::Parent;
+use crate::quota;
 use crate::ready::{read_ready, readiness, write_ready};
 use common::ctl::{CtlRep, CtlReq, CtlResult, CTL_FRAME_MAX};
 use common::imsg::{ImsgError, Imsgbuf, ReadStatus};
@@ -140,6 +142,22 @@ impl Control {
             CtlReq::Umount(mount) => {
                 self.action(|client| RaftdToParent::CtlUmount { client, mount })
                     .await
+            }
+            CtlReq::ShowQuota(path) => match quota::show(engine, path.as_deref()).await {
+                Ok(quotas) => ended(quotas.into_iter().map(CtlRep::Quota).collect()),
+                Err(result) => vec![CtlRep::Result(result)],
+            },
+            CtlReq::SetQuota {
+                path,
+                bytes,
+                inodes,
+            } => {
+                let set = |ino| Op::SetQuota { ino, bytes, inodes };
+                vec![CtlRep::Result(quota::change(engine, &path, set).await)]
+            }
+            CtlReq::DropQuota(path) => {
+                let drop = |ino| Op::DropQuota { ino };
+                vec![CtlRep::Result(quota::change(engine, &path, drop).await)]
             }
         }
     }

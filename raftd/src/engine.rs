@@ -17,12 +17,15 @@
 
 use crate::age::{self, Age};
 use crate::barrier::Barrier;
+use crate::fs::inode::ReadError;
+use crate::fs::{dirent, space};
 use crate::fused::{Dirty, Mounts};
 use crate::log_space;
 use crate::peer::frame::Identity;
 use crate::peer::network::NetworkFactory;
 use crate::peer::{server, Peers};
 use crate::propose::Proposer;
+use crate::quota;
 use crate::raft::{self, Raft, TypeConfig};
 use crate::store::checkpoint::Checkpoint;
 use crate::store::log_store::LogStore;
@@ -30,11 +33,13 @@ use crate::store::state_machine::{Applied, StateMachine};
 use crate::store::Store;
 use common::conf::{Conf, MountId};
 use common::ctl::{CtlLog, CtlMount, CtlPeer, CtlSummary, PeerState, Role};
-use common::fs::NodeId;
+use common::fs::{FsError, InodeNo, NodeId};
 use common::{fatal, log_info, log_warn, log_warnx};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{RaftMetrics, ServerState};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
@@ -60,7 +65,8 @@ pub struct Engine {
     pub store: Arc<Store>,
     raft: Raft,
     peers: Arc<Peers>,
-    barrier: Barrier,
+    pub proposer: Arc<Proposer>,
+    pub barrier: Barrier,
     mounts: Arc<Mounts>,
     age: Arc<Age>,
     applied: watch::Receiver<u64>,
@@ -149,6 +155,7 @@ impl Engine {
             store,
             raft,
             peers,
+            proposer: proposer.clone(),
             barrier,
             mounts,
             age,
@@ -160,6 +167,7 @@ impl Engine {
         tokio::spawn(log_space::report_capacity(engine.clone(), proposer.clone()));
         tokio::spawn(log_space::move_floor(engine.clone(), proposer));
         tokio::spawn(log_space::purge(engine.clone()));
+        tokio::spawn(quota::count(engine.clone()));
         tokio::spawn(engine.clone().watch_leader());
         engine
     }
@@ -298,7 +306,7 @@ impl Engine {
             .wait(Instant::now() + SHOW_TIMEOUT)
             .await
             .is_ok();
-        let statfs = crate::fs::space::statfs(&self.store.meta().read()).unwrap_or_default();
+        let statfs = space::statfs(&self.store.meta().read(), InodeNo::ROOT).unwrap_or_default();
         let m = self.metrics();
         let conf = self.conf();
         CtlSummary {
@@ -374,6 +382,21 @@ impl Engine {
         }
     }
 
+    /// What is at a path of this system, if that is at or beneath a mount point
+    /// of dfsd.conf, or else at that path of the tree.
+    pub fn resolve(&self, path: &Path) -> Result<InodeNo, ReadError> {
+        let conf = self.conf();
+        let beneath = conf.mounts.iter().filter_map(|mount| {
+            let rest = path.strip_prefix(&mount.point).ok()?;
+            Some((mount.point.components().count(), mount.subtree.join(rest)))
+        });
+        let (_, path) = beneath.max().unwrap_or((0, path.to_owned()));
+        if path.components().any(|c| c == Component::ParentDir) {
+            return Err(FsError::Invalid.into());
+        }
+        dirent::walk(&self.store.meta().read(), path.as_os_str().as_bytes())
+    }
+
     pub fn show_mounts(&self) -> Vec<CtlMount> {
         self.mounts.show(&self.conf().mounts)
     }
@@ -389,7 +412,7 @@ impl Engine {
             committed: m.local_committed.map_or(0, |id| id.index),
             applied: *self.applied.borrow(),
             checkpoint: self.store.checkpointed().index().unwrap_or(0),
-            floor: crate::fs::space::floor(&self.store.meta().read()).unwrap_or(0),
+            floor: space::floor(&self.store.meta().read()).unwrap_or(0),
             segments: stats.segments,
             spare: stats.spare,
             bytes: log.bytes(),

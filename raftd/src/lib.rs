@@ -28,6 +28,7 @@ pub mod parent;
 pub mod payload;
 pub mod peer;
 pub mod propose;
+pub mod quota;
 pub mod raft;
 pub mod ready;
 pub mod store;

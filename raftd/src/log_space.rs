@@ -23,7 +23,7 @@
 
 use crate::engine::Engine;
 use crate::fs::op::Op;
-use crate::fs::space;
+use crate::fs::space::{self, Capacity};
 use crate::propose::{How, Proposer};
 use crate::raft::LogId;
 use bytes::Bytes;
@@ -35,8 +35,8 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 const CAPACITY_INTERVAL: Duration = Duration::from_secs(1);
-/// A change of the room smaller than this, and than a fiftieth, is not worth
-/// an entry.
+/// A change of the room smaller than this is not worth an entry, nor one
+/// smaller than a fiftieth of it and an eighth of what is left.
 const CAPACITY_STEP: u64 = 4 << 20;
 const FLOOR_INTERVAL: Duration = Duration::from_millis(500);
 /// How much log makes a new floor worth an entry.
@@ -63,13 +63,13 @@ async fn propose(proposer: &Proposer, op: Op, limit: Duration) {
 /// Tells the log what this node's disk can hold for the tree: what the tree
 /// has of it, and what is left.
 pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
-    let mut told: Option<(u64, u64)> = None;
+    let mut told = None;
     loop {
         if proposer.session().is_some() {
             match capacity(&engine) {
-                Some(now) if worth_telling(told, now) => {
+                Some((now, free)) if worth_telling(told, now, free) => {
                     told = Some(now);
-                    let (bytes, inodes) = now;
+                    let Capacity { bytes, inodes } = now;
                     let node = engine.peers().me.node;
                     let op = Op::Capacity {
                         node,
@@ -85,26 +85,52 @@ pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
     }
 }
 
-fn capacity(engine: &Engine) -> Option<(u64, u64)> {
-    let room = match engine.store.data().room() {
+/// What this node's disk can hold, and what of that is free.
+fn capacity(engine: &Engine) -> Option<(Capacity, Capacity)> {
+    let store = &engine.store;
+    let room = match store.data().room() {
         Ok(room) => room,
         Err(e) => {
             log_warn!(e, "statvfs");
             return None;
         }
     };
-    let used = space::load(&engine.store.meta().read()).ok()?;
-    let free = room.bytes.saturating_sub(engine.conf().reserve);
-    let bytes = used.used_blocks.saturating_mul(BLOCK).saturating_add(free);
-    let inodes = used.used_inodes.saturating_add(room.inodes);
-    Some((bytes, inodes))
+    let map = match store.meta().room() {
+        Ok(map) => map,
+        Err(e) => {
+            log_warn!(e, "metadata");
+            return None;
+        }
+    };
+    let taken = space::load(&store.meta().read()).ok()?;
+    let reserve = engine.conf().reserve;
+    let kept = reserve.saturating_add(room.short);
+    // A disk that is full of contents still has room for names: half of the
+    // reserve is theirs.
+    let grows = map.growth.min(room.bytes.saturating_sub(reserve / 2));
+    let metadata = map.free.saturating_add(grows).saturating_sub(map.needed);
+    let free = Capacity {
+        bytes: room.bytes.saturating_sub(kept),
+        inodes: room.inodes.min(metadata / BLOCK),
+    };
+    // What is gone of the reserve is restored before anything else is taken.
+    let bytes = taken.taken().saturating_mul(BLOCK);
+    let bytes = bytes.saturating_add(room.bytes).saturating_sub(kept);
+    let inodes = taken.records().saturating_add(free.inodes);
+    Some((Capacity { bytes, inodes }, free))
 }
 
-fn worth_telling(told: Option<(u64, u64)>, now: (u64, u64)) -> bool {
-    let moved = |told: u64, now: u64, step: u64| told.abs_diff(now) > step.max(told / 50);
+/// The less is left, the more exact it has to be.
+fn worth_telling(told: Option<Capacity>, now: Capacity, free: Capacity) -> bool {
+    let moved = |told: u64, now: u64, free: u64, step: u64| {
+        told.abs_diff(now) > step.max((told / 50).min(free / 8))
+    };
     match told {
         None => true,
-        Some(told) => moved(told.0, now.0, CAPACITY_STEP) || moved(told.1, now.1, 1024),
+        Some(told) => {
+            moved(told.bytes, now.bytes, free.bytes, CAPACITY_STEP)
+                || moved(told.inodes, now.inodes, free.inodes, 1024)
+        }
     }
 }
 

@@ -142,6 +142,10 @@ for n in $NODE_LIST; do
 	mv "$(mnt "$n")/before" "$(mnt "$n")/before.$n" &&
 	    mv "$(mnt "$n")/before.$n" "$(mnt "$n")/before" || fail "mv"
 	chmod 600 "$(mnt "$n")/before" || fail "chmod"
+	# Names and small files have some room of their own.
+	mkdir "$(mnt "$n")/name.$n" &&
+	    echo small >"$(mnt "$n")/name.$n/small" || fail "names on node $n"
+	rm -r "$(mnt "$n")/name.$n" || fail "rm on node $n"
 done
 # The room that all agree on.
 rooms_equal() {

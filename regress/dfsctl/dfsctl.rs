@@ -20,10 +20,10 @@
 
 use common::conf::MountId;
 use common::ctl::{
-    CtlAttach, CtlLog, CtlMount, CtlPeer, CtlRep, CtlReq, CtlResult, CtlSummary, MountState,
-    PeerState, Role, CTL_FRAME_MAX,
+    CtlAttach, CtlLog, CtlMount, CtlPeer, CtlQuota, CtlRep, CtlReq, CtlResult, CtlSummary,
+    MountState, PeerState, Role, CTL_FRAME_MAX,
 };
-use common::fs::NodeId;
+use common::fs::{FsError, NodeId};
 use common::imsg::Imsgbuf;
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -42,7 +42,7 @@ impl Socket {
 
     /// Answers one client as raftd would, as long as it asks; returns what the
     /// client asked and printed.
-    fn serve(&self, mut client: Command, answers: &[&[CtlRep]]) -> (Vec<CtlReq>, Output) {
+    fn serve(&self, client: &mut Command, answers: &[&[CtlRep]]) -> (Vec<CtlReq>, Output) {
         let _ = fs::remove_file(&self.0);
         let listener = UnixListener::bind(&self.0).expect("bind");
         let answers: Vec<Vec<CtlRep>> = answers.iter().map(|a| a.to_vec()).collect();
@@ -192,6 +192,24 @@ fn log() -> CtlRep {
     })
 }
 
+fn quotas() -> Vec<CtlRep> {
+    let quota = |path: &str, used: u64, limit: u64, inodes: u64, most: u64, counting| {
+        CtlRep::Quota(CtlQuota {
+            path: path.into(),
+            used_bytes: used,
+            limit_bytes: limit,
+            used_inodes: inodes,
+            limit_inodes: most,
+            counting,
+        })
+    };
+    vec![
+        quota("/", 3 << 30, 0, 123456, 0, false),
+        quota("/home/anna", 512 << 20, 1 << 30, 4711, 10000, false),
+        quota("/www/\u{1b}[1m", 4096, 0, 2, 5, true),
+    ]
+}
+
 fn status(summary: CtlSummary) -> Vec<CtlRep> {
     let mut records = vec![CtlRep::Summary(summary)];
     records.extend(peers());
@@ -213,13 +231,14 @@ fn columns() {
         ("show peers", CtlReq::ShowPeers, ended(peers())),
         ("show mounts", CtlReq::ShowMounts, ended(mounts())),
         ("show log", CtlReq::ShowLog, ended(vec![log()])),
+        ("quota", CtlReq::ShowQuota(None), ended(quotas())),
     ];
     for (command, req, records) in cases {
         let words: Vec<&str> = command.split(' ').collect();
         let name = words.last().expect("word").replace("summary", "status");
         for (json, suffix) in [(None, "ok"), (Some("-j"), "json.ok")] {
             let args: Vec<&str> = json.into_iter().chain(words.iter().copied()).collect();
-            let (asked, out) = socket.serve(dfsctl(&socket.0, &args), &[&records]);
+            let (asked, out) = socket.serve(&mut dfsctl(&socket.0, &args), &[&records]);
             assert_eq!(asked, std::slice::from_ref(&req));
             assert_eq!(text(&out.stderr), "");
             assert_eq!(out.status.code(), Some(0));
@@ -269,7 +288,7 @@ fn first_lines() {
     for case in cases {
         let well = case.quorum && case.current;
         let records = [CtlRep::Summary(case), CtlRep::End];
-        let (_, out) = socket.serve(dfsctl(&socket.0, &["status"]), &[&records]);
+        let (_, out) = socket.serve(&mut dfsctl(&socket.0, &["status"]), &[&records]);
         assert_eq!(out.status.code(), Some(if well { 0 } else { 1 }));
         let out = text(&out.stdout);
         let header = out.find("  Node").expect("header");
@@ -296,7 +315,7 @@ fn words_may_be_short() {
         } else {
             CtlRep::Result(CtlResult::Ok)
         };
-        let (asked, out) = socket.serve(dfsctl(&socket.0, words), &[&[answer]]);
+        let (asked, out) = socket.serve(&mut dfsctl(&socket.0, words), &[&[answer]]);
         assert_eq!(asked, std::slice::from_ref(&req), "{words:?}");
         if !req.is_show() {
             assert_eq!(text(&out.stdout), "ok\n");
@@ -309,7 +328,7 @@ fn words_may_be_short() {
 fn errors() {
     let nowhere = Path::new("/nonexistent/dfsd.sock");
     let mut all = String::new();
-    let cases: [&[&str]; 10] = [
+    let cases: [&[&str]; 16] = [
         &[],
         &["s"],
         &["st"],
@@ -318,6 +337,12 @@ fn errors() {
         &["show", "frob"],
         &["log", ""],
         &["status", "now"],
+        &["quota", "-x"],
+        &["quota", "-d"],
+        &["quota", "-d", "-b1", "/"],
+        &["quota", "-b", "1.5G", "/"],
+        &["quota", "-i", "16777216T", "/"],
+        &["quota", "/", "/"],
         &["-x"],
         &["status"],
     ];
@@ -336,7 +361,7 @@ fn results() {
     let mut all = String::new();
     for result in [CtlResult::Permission, CtlResult::ConfigError] {
         let answer = [CtlRep::Result(result)];
-        let (_, out) = socket.serve(dfsctl(&socket.0, &["reload"]), &[&answer]);
+        let (_, out) = socket.serve(&mut dfsctl(&socket.0, &["reload"]), &[&answer]);
         assert_eq!(out.status.code(), Some(1));
         all += &text(&out.stderr);
     }
@@ -344,6 +369,61 @@ fn results() {
         all,
         "dfsctl: reload: need root privileges\n\
          dfsctl: reload: configuration not changed: see the log\n"
+    );
+}
+
+#[test]
+fn quota_options() {
+    let socket = Socket::new("quota");
+    let set = |path: &str, bytes, inodes| CtlReq::SetQuota {
+        path: path.into(),
+        bytes,
+        inodes,
+    };
+    let show = |path: &str| CtlReq::ShowQuota(Some(path.into()));
+    let cases: [(&[&str], CtlReq); 9] = [
+        (&["quota", "/a"], show("/a")),
+        (&["quota", "b/../c/./d"], show("/usr/c/d")),
+        (&["quota", "/../a//b/"], show("/a/b")),
+        (&["quota", "."], show("/usr")),
+        (&["quota", "-b", "10g", "/"], set("/", Some(10 << 30), None)),
+        (&["quota", "-i", "2K", "/a"], set("/a", None, Some(2048))),
+        (
+            &["quota", "-b0", "-i7", "a"],
+            set("/usr/a", Some(0), Some(7)),
+        ),
+        (&["q", "-d", "/a"], CtlReq::DropQuota("/a".into())),
+        (
+            &["quota", "-d", "--", "-d"],
+            CtlReq::DropQuota("/usr/-d".into()),
+        ),
+    ];
+    for (words, req) in cases {
+        let answer = match req.is_show() {
+            true => CtlRep::End,
+            false => CtlRep::Result(CtlResult::Ok),
+        };
+        let mut command = dfsctl(&socket.0, words);
+        let (asked, _) = socket.serve(command.current_dir("/usr"), &[&[answer]]);
+        assert_eq!(asked, [req], "{words:?}");
+    }
+    let mut all = String::new();
+    for result in [
+        CtlResult::Refused(FsError::NotFound),
+        CtlResult::NestedQuota,
+        CtlResult::NoQuota,
+    ] {
+        let answer = [CtlRep::Result(result)];
+        let mut command = dfsctl(&socket.0, &["quota", "-i", "1", "/a"]);
+        let (_, out) = socket.serve(&mut command, &[&answer]);
+        assert_eq!(out.status.code(), Some(1));
+        all += &text(&out.stderr);
+    }
+    assert_eq!(
+        all,
+        "dfsctl: quota -i 1 /a: not found\n\
+         dfsctl: quota -i 1 /a: lies in a tree with a quota, or has one beneath\n\
+         dfsctl: quota -i 1 /a: has no quota\n"
     );
 }
 
@@ -358,7 +438,7 @@ fn a_reader_that_has_gone() {
             .arg(socket);
         sh
     };
-    let (_, out) = socket.serve(sh(&socket.0), &[&status(summary())]);
+    let (_, out) = socket.serve(&mut sh(&socket.0), &[&status(summary())]);
     assert_eq!(text(&out.stderr), "");
 }
 
@@ -394,7 +474,7 @@ fn mounts_by_name() {
     ] {
         let mut command = mount_dfs(&socket.0, &[name]);
         command.current_dir(&dir);
-        let (asked, out) = socket.serve(command, &[&shown, ok]);
+        let (asked, out) = socket.serve(&mut command, &[&shown, ok]);
         assert_eq!(
             asked,
             [
@@ -408,7 +488,7 @@ fn mounts_by_name() {
     let name = dir.join("real/a");
     let name = name.to_str().expect("UTF-8");
     let not: &[CtlRep] = &[CtlRep::Result(CtlResult::NotMounted)];
-    let (asked, out) = socket.serve(mount_dfs(&socket.0, &["-u", name]), &[&shown, not]);
+    let (asked, out) = socket.serve(&mut mount_dfs(&socket.0, &["-u", name]), &[&shown, not]);
     assert_eq!(asked, [CtlReq::ShowMounts, CtlReq::Umount(MountId(4))]);
     assert_eq!(
         text(&out.stderr),
@@ -416,7 +496,7 @@ fn mounts_by_name() {
     );
     assert_eq!(out.status.code(), Some(1));
 
-    let (asked, out) = socket.serve(mount_dfs(&socket.0, &["/mnt/x"]), &[&shown]);
+    let (asked, out) = socket.serve(&mut mount_dfs(&socket.0, &["/mnt/x"]), &[&shown]);
     assert_eq!(asked, [CtlReq::ShowMounts]);
     assert_eq!(
         text(&out.stderr),

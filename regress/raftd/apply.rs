@@ -33,6 +33,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+mod quota;
+
 const ROOT: InodeNo = InodeNo::ROOT;
 const MAP: usize = 1 << 30;
 const USER: Cred = Cred { uid: 10, gid: 20 };
@@ -139,6 +141,10 @@ impl Tree {
             Contents::Inline(bytes) => bytes,
             other => panic!("{other:?}"),
         }
+    }
+
+    fn counted_blocks(&self) -> u64 {
+        space::load(&self.meta.read()).unwrap().counted_blocks()
     }
 
     fn used_blocks(&self) -> u64 {
@@ -802,7 +808,7 @@ fn small_files_stay_inline() {
     assert_eq!(effects.changes, [Change::Inode { ino: f, data }]);
     assert_eq!(effects.data, []);
     assert_eq!(t.inline(f), b"\0\0\0abc");
-    assert_eq!(t.attr(f).blocks, 1);
+    assert_eq!(t.attr(f).blocks, 8);
     t.write_at(f, WriteAt::Offset(4), b"X").0.unwrap();
     assert_eq!(t.inline(f), b"\0\0\0aXc");
     let (outcome, _) = t.write_at(f, WriteAt::End, b"end");
@@ -938,14 +944,15 @@ fn room() {
         inodes,
     };
     let free = |t: &Tree| {
-        let s = space::statfs(&t.meta.read()).unwrap();
+        let s = space::statfs(&t.meta.read(), ROOT).unwrap();
         (s.bytes_free / BLOCK, s.inodes_free)
     };
     assert!(free(&t).0 > 1 << 30);
     t.op(capacity(1, 100, 10)).unwrap();
-    t.op(capacity(2, 5, 5)).unwrap();
+    t.op(capacity(2, 8, 5)).unwrap();
     t.op(capacity(3, 50, 100)).unwrap();
-    assert_eq!(free(&t), (5, 4));
+    // An inode takes a block.
+    assert_eq!(free(&t), (7, 4));
 
     let f = t.make(create(ROOT, "f"));
     let g = t.make(create(ROOT, "g"));
@@ -964,22 +971,40 @@ fn room() {
     t.write(g, 0, 100).0.unwrap();
 
     // A voter has less than there is already.
-    t.op(capacity(2, 2, 2)).unwrap();
+    t.op(capacity(2, 3, 2)).unwrap();
     assert_eq!(free(&t), (0, 0));
     t.write(f, 0, 100).0.unwrap();
     assert_eq!(t.op(create(ROOT, "h")), Err(NoSpace));
     assert_eq!(t.op(mkdir(ROOT, "h")), Err(NoSpace));
     assert_eq!(t.op(symlink(ROOT, "h", "t")), Err(NoSpace));
-    t.op(link(g, ROOT, "h")).unwrap();
+    assert_eq!(t.op(link(g, ROOT, "h")), Err(NoSpace), "a name is a record");
+    t.op(rename(ROOT, "g", ROOT, "h")).unwrap();
+    t.op(rename(ROOT, "h", ROOT, "g")).unwrap();
     t.op(setattr(f, size(BLOCK))).unwrap();
     t.write(g, BLOCK, 1).0.unwrap_err();
     t.op(unlink(ROOT, "f")).unwrap();
     t.op(setattr(g, size(1 << 20))).unwrap();
     t.op(unlink(ROOT, "g")).unwrap();
-    t.op(unlink(ROOT, "h")).unwrap();
-    t.op(create(ROOT, "h")).unwrap();
+    let h = t.make(create(ROOT, "h"));
     t.op(capacity(2, 1000, 1000)).unwrap();
-    assert_eq!(free(&t), (50, 8));
+    assert_eq!(free(&t), (48, 8));
+    // Names and long targets use up what inodes would.
+    t.op(link(h, ROOT, "i")).unwrap();
+    assert_eq!(free(&t), (47, 7));
+    t.op(symlink(ROOT, "short", "t")).unwrap();
+    assert_eq!(free(&t), (46, 6));
+    t.op(symlink(ROOT, "long", &"t".repeat(INLINE_MAX + 1)))
+        .unwrap();
+    assert_eq!(free(&t), (43, 3));
+    let long = symlink(ROOT, "more", &"t".repeat(SYMLINK_MAX));
+    t.op(long.clone()).unwrap();
+    t.op(unlink(ROOT, "more")).unwrap();
+    t.op(create(ROOT, "j")).unwrap();
+    assert_eq!(t.op(long), Err(NoSpace));
+    t.op(unlink(ROOT, "h")).unwrap();
+    assert_eq!(free(&t), (43, 3));
+    t.op(unlink(ROOT, "long")).unwrap();
+    assert_eq!(free(&t), (46, 6));
     check_books(&t.meta);
 }
 
@@ -1315,6 +1340,11 @@ fn check_books(meta: &Meta) {
     assert_eq!(sup.used_inodes, inodes.len() as u64);
     assert!(inodes.keys().all(|ino| *ino < sup.next_ino));
 
+    let sum = |count: fn(&Inode) -> u64| inodes.values().map(count).sum::<u64>();
+    assert_eq!(sup.extra, sum(Inode::extra));
+    assert_eq!(sup.counted_blocks(), sum(Inode::blocks));
+    quota::check_books(&v, &inodes);
+
     let mut used = 0;
     let mut links: BTreeMap<InodeNo, u32> = BTreeMap::from([(ROOT, 1)]);
     for (ino, i) in &inodes {
@@ -1322,7 +1352,7 @@ fn check_books(meta: &Meta) {
         used += blocks;
         let xattrs = attributes::bytes(&v, *ino);
         assert_eq!(i.xattrs as usize, xattrs, "{ino}");
-        used += attributes::blocks(xattrs);
+        assert_eq!(i.xattr_blocks(), attributes::blocks(xattrs), "{ino}");
         match &i.contents {
             Contents::Backing { blocks: b, size } => {
                 assert_eq!(*b, blocks, "{ino}");
@@ -1409,6 +1439,9 @@ struct Script {
     others: Vec<InodeNo>,
     sessions: Vec<(SessionId, dedup::Session)>,
     nonce: u64,
+    unfinished: Option<TreeNo>,
+    /// Directories with a quota.
+    roots: Vec<InodeNo>,
 }
 
 impl Script {
@@ -1420,6 +1453,8 @@ impl Script {
             others: Vec::new(),
             sessions: Vec::new(),
             nonce: 0,
+            unfinished: None,
+            roots: Vec::new(),
         }
     }
 
@@ -1427,6 +1462,9 @@ impl Script {
     fn look(&mut self, v: &View<'_>) {
         self.inodes = space::load(v).unwrap().next_ino.0 + 2;
         self.sessions = dedup::sessions(v).unwrap();
+        self.unfinished = raftd::fs::quota::unfinished(v).unwrap();
+        let quotas = raftd::fs::quota::list(v).unwrap();
+        self.roots = quotas.iter().map(|quota| quota.root).collect();
         let inodes = v
             .range(b"", b"i")
             .unwrap()
@@ -1599,8 +1637,8 @@ impl Script {
             },
             _ => match self.rng.below(8) {
                 0 => return self.open_session(),
-                1..=6 => return self.xattr(ino, cred),
-                _ => Op::Nop,
+                1..=4 => return self.xattr(ino, cred),
+                _ => self.quota_op(index),
             },
         };
         (op, Payload::none())
@@ -1632,6 +1670,28 @@ impl Script {
             cred,
         };
         (op, Payload::new(Bytes::from(value)))
+    }
+
+    /// Of several entries each, so that names change between two of them.
+    fn quota_op(&mut self, index: u64) -> Op {
+        let ino = self.dir();
+        let limit = |n: u64| (n > 50).then_some(n * BLOCK);
+        match self.rng.below(8) {
+            0..=2 => Op::SetQuota {
+                ino,
+                bytes: limit(self.rng.below(2000)),
+                inodes: (self.rng.below(2) == 0).then_some(50 + self.rng.below(300)),
+            },
+            3 | 4 => {
+                let roots = self.roots.clone();
+                let ino = self.one_of(&roots);
+                Op::DropQuota { ino }
+            }
+            _ => Op::Adopt {
+                tree: self.unfinished.unwrap_or(TreeNo(self.rng.below(index + 1))),
+                max: self.rng.below(4) as u32,
+            },
+        }
     }
 
     fn open_session(&mut self) -> (Op, Payload) {
@@ -1722,7 +1782,7 @@ fn run(seed: u64, count: u64) {
         }
     }
     // Else the script has lost its way.
-    assert_eq!(done.len(), 17, "{done:?}");
+    assert_eq!(done.len(), 20, "{done:?}");
     let total: u64 = done.values().sum();
     assert!(total > count / 5, "{done:?}");
     assert!(done.values().all(|n| *n > 10), "{done:?}");

@@ -21,12 +21,13 @@
 
 use super::inode::{self, Contents, Inode, ReadError, SYMLINK_MODE};
 use super::op::{Check, Command, Op, RenameHow};
+use super::quota::Limit;
 use super::space::{self, Capacity, Super};
 use super::{dedup, dirent, Change, Effects, Outcome, Reply, Verdict};
 use crate::payload::Payload;
 use crate::store::meta::{MetaError, Writer};
 use common::fs::{
-    check_name, Attr, Cred, FsError, InodeNo, SessionId, SetAttr, SetTime, Time, LINK_MAX,
+    check_name, Attr, Cred, FsError, InodeNo, SessionId, SetAttr, SetTime, Time, TreeNo, LINK_MAX,
     SYMLINK_MAX, S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISVTX,
 };
 use std::collections::BTreeMap;
@@ -58,6 +59,7 @@ pub fn init(tx: &mut Writer<'_>) -> Result<(), MetaError> {
         data_version: 0,
         contents: directory(InodeNo::ROOT),
         xattrs: 0,
+        tree: TreeNo::NONE,
     };
     inode::put(tx, InodeNo::ROOT, &root)?;
     space::save(
@@ -66,6 +68,9 @@ pub fn init(tx: &mut Writer<'_>) -> Result<(), MetaError> {
             next_ino: InodeNo(InodeNo::ROOT.0 + 1),
             used_blocks: 0,
             used_inodes: 1,
+            inline_blocks: 0,
+            extra: 0,
+            limit: Limit::default(),
             room: None,
             floor: 0,
         },
@@ -237,11 +242,17 @@ impl Apply<'_, '_> {
                 cred,
             } => self.set_xattr(*ino, name, *how, *cred, payload),
             Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name),
+            Op::SetQuota { ino, bytes, inodes } => self.set_quota(*ino, *bytes, *inodes),
+            Op::DropQuota { ino } => self.drop_quota(*ino),
+            Op::Adopt { tree, max } => {
+                self.adopt_some(*tree, *max)?;
+                Ok(Reply::Done)
+            }
         }
     }
 
     /// A directory in which names can be made and removed.
-    fn dir(&self, ino: InodeNo) -> Result<Inode, ReadError> {
+    pub(super) fn dir(&self, ino: InodeNo) -> Result<Inode, ReadError> {
         let dir = inode::load(self.tx, ino)?;
         if !dir.is_dir() {
             return Err(FsError::NotDir.into());
@@ -389,11 +400,8 @@ impl Apply<'_, '_> {
         mut new: New,
     ) -> Result<Reply, ReadError> {
         let acls = self.inherit(parent, &dir, &mut new.mode, new.umask)?;
-        self.sup.check_inode()?;
-        self.sup.check_blocks(acls.blocks())?;
-        let ino = self.sup.next_ino;
-        self.sup.next_ino.0 += 1;
-        self.sup.used_inodes += 1;
+        let tree = self.tree_of(&dir)?;
+        self.check_quota(tree, acls.blocks(), 1)?;
         let is_dir = new.mode & S_IFMT == S_IFDIR;
         let inherits = dir.mode & S_ISGID != 0;
         let inode = Inode {
@@ -408,7 +416,15 @@ impl Apply<'_, '_> {
             data_version: 0,
             contents: new.contents,
             xattrs: acls.bytes(),
+            tree,
         };
+        self.sup.check_records(1 + inode.extra())?;
+        let ino = self.sup.next_ino;
+        self.sup.next_ino.0 += 1;
+        self.sup.used_inodes += 1;
+        self.sup.extra += inode.extra();
+        self.sup.inline_blocks += acls.blocks();
+        self.charge(tree, acls.blocks() as i64, 1)?;
         self.bequeath(ino, &acls);
         inode::put(self.tx, ino, &inode)?;
         dirent::insert(self.tx, parent, &mut dir, name, ino, inode.mode)?;
@@ -446,6 +462,11 @@ impl Apply<'_, '_> {
         if inode.nlink >= LINK_MAX {
             return Err(FsError::TooManyLinks.into());
         }
+        if self.tree_of(&inode)? != self.tree_of(&dir)? {
+            return Err(FsError::CrossTree.into());
+        }
+        self.sup.check_records(1)?;
+        self.sup.extra += 1;
         inode.nlink += 1;
         inode.ctime = self.time;
         inode::put(self.tx, ino, &inode)?;
@@ -493,16 +514,24 @@ impl Apply<'_, '_> {
 
     /// One name of the inode is gone; a directory has no other.
     fn lose_name(&mut self, ino: InodeNo, mut inode: Inode) -> Result<(), MetaError> {
+        let extra = inode.extra();
         inode.nlink = match inode.is_dir() {
             true => 0,
             false => inode.nlink.saturating_sub(1),
         };
+        self.free_records(extra - inode.extra())?;
         inode.ctime = self.time;
         self.changed(ino, None);
         if inode.nlink == 0 {
             return self.orphan(ino, &inode);
         }
         inode::put(self.tx, ino, &inode)
+    }
+
+    pub(super) fn free_records(&mut self, extra: u64) -> Result<(), MetaError> {
+        let left = self.sup.extra.checked_sub(extra);
+        self.sup.extra = left.ok_or(MetaError::Corrupt("super"))?;
+        Ok(())
     }
 
     fn rename(
@@ -527,6 +556,7 @@ impl Apply<'_, '_> {
         let src = inode::linked(self.tx, from.ino)?;
         check_sticky(check, &dir, &src)?;
         self.check_beneath(&src, from.ino, parent, new_parent)?;
+        self.check_trees((from.ino, &src), (parent, &dir), (new_parent, &new_dir))?;
         let mut moved = BTreeMap::from([(parent, dir), (new_parent, new_dir), (from.ino, src)]);
         if let Some(to) = &to {
             let dst = inode::linked(self.tx, to.ino)?;
@@ -535,6 +565,9 @@ impl Apply<'_, '_> {
             }
             if how == RenameHow::Exchange {
                 self.check_beneath(&dst, to.ino, new_parent, parent)?;
+                if let (Some(dir), Some(new_dir)) = (moved.get(&parent), moved.get(&new_parent)) {
+                    self.check_trees((to.ino, &dst), (new_parent, new_dir), (parent, dir))?;
+                }
             }
             // A parent of the source that is the target is in there already.
             moved.entry(to.ino).or_insert(dst);
@@ -598,6 +631,7 @@ impl Apply<'_, '_> {
         if is_dir {
             r.move_dir(from.ino, parent, new_parent)?;
         }
+        r.adopt_moved(self, from.ino, new_parent)?;
         let victim = match r.to {
             Some(to) => r.inodes.remove(&to.ino).map(|inode| (to.ino, inode)),
             None => None,
@@ -633,6 +667,8 @@ impl Apply<'_, '_> {
         if new_is_dir {
             r.move_dir(to.ino, new_parent, parent)?;
         }
+        r.adopt_moved(self, from.ino, new_parent)?;
+        r.adopt_moved(self, to.ino, parent)?;
         self.put_renamed(r)?;
         Ok(Reply::Done)
     }
@@ -716,6 +752,17 @@ impl Rename<'_> {
 
     fn get_mut(&mut self, ino: InodeNo) -> Result<&mut Inode, MetaError> {
         self.inodes.get_mut(&ino).ok_or(MetaError::Corrupt("inode"))
+    }
+
+    /// What is not counted yet must not slip past the walk.
+    fn adopt_moved(
+        &mut self,
+        apply: &mut Apply<'_, '_>,
+        ino: InodeNo,
+        into: InodeNo,
+    ) -> Result<(), MetaError> {
+        let tree = self.get(into)?.tree;
+        apply.adopt_moved(ino, self.get_mut(ino)?, tree)
     }
 
     /// The `..` of a directory that moves is a link to its parent.

@@ -24,7 +24,7 @@ use super::space::{self, Plan};
 use super::{Change, DataOp, Reply};
 use crate::payload::Payload;
 use crate::store::meta::MetaError;
-use common::fs::{FsError, InodeNo, FILE_MAX, INLINE_MAX};
+use common::fs::{FsError, InodeNo, TreeNo, FILE_MAX, INLINE_MAX};
 
 /// Only regular files have bytes to write or cut.
 pub(super) fn check_file(inode: &Inode) -> Result<(), FsError> {
@@ -54,8 +54,10 @@ impl Apply<'_, '_> {
         let end = offset.checked_add(u64::from(payload.len));
         let end = end.filter(|e| *e <= FILE_MAX).ok_or(FsError::TooBig)?;
         if payload.len > 0 {
-            match &mut inode.contents {
+            match &inode.contents {
                 Contents::Inline(bytes) if end <= INLINE_MAX as u64 => {
+                    let size = bytes.len().max(end as usize);
+                    let bytes = self.resize_inline(&mut inode, size)?;
                     write_inline(bytes, offset as usize, payload)?;
                 }
                 _ => self.write_backing(ino, &mut inode, offset, end)?,
@@ -110,14 +112,35 @@ impl Apply<'_, '_> {
         if size == old {
             return Ok(None);
         }
-        match &mut inode.contents {
-            Contents::Inline(bytes) if size <= INLINE_MAX as u64 => {
-                bytes.resize(size as usize, 0);
+        match &inode.contents {
+            Contents::Inline(_) if size <= INLINE_MAX as u64 => {
+                self.resize_inline(inode, size as usize)?;
             }
             _ => self.resize_backing(ino, inode, size)?,
         }
         inode.data_version += 1;
         Ok(Some(size.min(old)))
+    }
+
+    /// The bytes of a small file that has this size then.
+    fn resize_inline<'i>(
+        &mut self,
+        inode: &'i mut Inode,
+        size: usize,
+    ) -> Result<&'i mut Vec<u8>, ReadError> {
+        let (old, new) = (inode.contents_blocks(), u64::from(size > 0));
+        self.check_quota(inode.tree, new.saturating_sub(old), 0)?;
+        self.charge(inode.tree, new as i64 - old as i64, 0)?;
+        self.sup.inline_blocks = (self.sup.inline_blocks + new)
+            .checked_sub(old)
+            .ok_or(MetaError::Corrupt("super"))?;
+        match &mut inode.contents {
+            Contents::Inline(bytes) => {
+                bytes.resize(size, 0);
+                Ok(bytes)
+            }
+            _ => Err(MetaError::Corrupt("inode").into()),
+        }
     }
 
     fn resize_backing(
@@ -137,7 +160,7 @@ impl Apply<'_, '_> {
                 *blocks = blocks
                     .checked_sub(freed)
                     .ok_or(MetaError::Corrupt("inode"))?;
-                self.give_back(freed)?;
+                self.give_back(inode.tree, freed)?;
             }
             *size = new;
         }
@@ -148,8 +171,17 @@ impl Apply<'_, '_> {
     /// Takes the planned blocks, or refuses before anything has changed; what
     /// is inline moves out.
     fn take(&mut self, ino: InodeNo, inode: &mut Inode, plan: &Plan) -> Result<(), ReadError> {
+        // The block of a small file is in the plan, and charged already.
+        let inline = match inode.contents {
+            Contents::Inline(_) => inode.contents_blocks(),
+            _ => 0,
+        };
+        let more = plan.blocks.saturating_sub(inline);
+        self.check_quota(inode.tree, more, 0)?;
         self.sup.check_blocks(plan.blocks)?;
+        self.charge(inode.tree, more as i64, 0)?;
         self.sup.used_blocks += plan.blocks;
+        self.free_inline(inline)?;
         plan.save(self.tx);
         match &mut inode.contents {
             Contents::Inline(bytes) => {
@@ -167,20 +199,22 @@ impl Apply<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn give_back(&mut self, blocks: u64) -> Result<(), MetaError> {
+    pub(super) fn give_back(&mut self, tree: TreeNo, blocks: u64) -> Result<(), MetaError> {
         let left = self.sup.used_blocks.checked_sub(blocks);
         self.sup.used_blocks = left.ok_or(MetaError::Corrupt("super"))?;
+        self.charge(tree, -(blocks as i64), 0)
+    }
+
+    pub(super) fn free_inline(&mut self, blocks: u64) -> Result<(), MetaError> {
+        let left = self.sup.inline_blocks.checked_sub(blocks);
+        self.sup.inline_blocks = left.ok_or(MetaError::Corrupt("super"))?;
         Ok(())
     }
 }
 
-fn write_inline(bytes: &mut Vec<u8>, offset: usize, payload: &Payload) -> Result<(), MetaError> {
+fn write_inline(bytes: &mut [u8], offset: usize, payload: &Payload) -> Result<(), MetaError> {
     let new = payload.bytes()?;
-    let end = offset + new.len();
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    match bytes.get_mut(offset..end) {
+    match bytes.get_mut(offset..offset + new.len()) {
         Some(place) => place.copy_from_slice(&new),
         None => return Err(MetaError::Corrupt("payload")),
     }

@@ -116,6 +116,31 @@ pub(super) fn remove(
     tx.delete(&key2(BY_COOKIE, parent.0, entry.cookie.0))
 }
 
+/// Up to `max` entries behind a cookie.
+pub(super) fn behind(
+    v: &View<'_>,
+    dir: InodeNo,
+    after: Cookie,
+    max: usize,
+) -> Result<Vec<(Cookie, InodeNo)>, MetaError> {
+    let from = key2(BY_COOKIE, dir.0, after.0.saturating_add(1));
+    v.range(&from, &key(BY_COOKIE, dir.0))?
+        .take(max)
+        .map(|item| {
+            let (key, value) = item?;
+            let listed = listed(value)?;
+            Ok((Cookie(inode::number(key, 9)?), listed.ino))
+        })
+        .collect()
+}
+
+fn listed(value: &[u8]) -> Result<Listed<'_>, MetaError> {
+    match postcard::take_from_bytes(value) {
+        Ok((listed, [])) => Ok(listed),
+        _ => Err(MetaError::Corrupt("dirent")),
+    }
+}
+
 fn parent_of(v: &View<'_>, dir: InodeNo) -> Result<InodeNo, ReadError> {
     match inode::load(v, dir)?.contents {
         Contents::Directory { parent, .. } => Ok(parent),
@@ -204,10 +229,7 @@ pub fn readdir(
     let from = key2(BY_COOKIE, dir.0, after.0.saturating_add(1));
     for item in v.range(&from, &key(BY_COOKIE, dir.0))? {
         let (key, value) = item?;
-        let listed: Listed<'_> = match postcard::take_from_bytes(value) {
-            Ok((listed, [])) => listed,
-            _ => return Err(MetaError::Corrupt("dirent").into()),
-        };
+        let listed = listed(value)?;
         bytes += DIRENT_COST + listed.name.len() + if plus { ATTR_COST } else { 0 };
         if bytes > max_bytes && !entries.is_empty() {
             return Ok((entries, false));

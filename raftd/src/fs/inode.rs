@@ -32,14 +32,16 @@
 //! r session:8 seq:8         Outcome                           (dedup.rs)
 //! k node:8                  Capacity                          (space.rs)
 //! x ino:8 name              value of an extended attribute    (xattr.rs)
+//! q tree:8                  Quota                             (quota.rs)
+//! a tree:8 dir:8            Cookie: adopted up to there       (quota.rs)
 //! ```
 
 #![forbid(unsafe_code)]
 
 use crate::store::meta::{MetaError, View, Writer};
 use common::fs::{
-    Attr, Cookie, FsError, InodeNo, Time, BLOCK, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID,
-    S_ISUID,
+    Attr, Cookie, FsError, InodeNo, Time, TreeNo, BLOCK, INLINE_MAX, S_IFDIR, S_IFLNK, S_IFMT,
+    S_IFREG, S_ISGID, S_ISUID,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -119,6 +121,8 @@ pub struct Inode {
     pub contents: Contents,
     /// Bytes of the names and values of all extended attributes.
     pub xattrs: u32,
+    /// Whose quota it is charged to.
+    pub tree: TreeNo,
 }
 
 /// What the inode is beside its attributes.
@@ -158,16 +162,41 @@ impl Inode {
         }
     }
 
+    /// What it is charged for in blocks.
+    pub fn blocks(&self) -> u64 {
+        self.contents_blocks() + self.xattr_blocks()
+    }
+
+    /// A small file has one, as if it were not inline, and keeps it when it
+    /// moves out.
+    pub fn contents_blocks(&self) -> u64 {
+        match &self.contents {
+            Contents::Inline(bytes) => u64::from(!bytes.is_empty()),
+            Contents::Backing { blocks, .. } => *blocks,
+            _ => 0,
+        }
+    }
+
+    /// What it takes of the metadata beyond what each inode may: further
+    /// names, a target that is longer than a small file, and many attributes.
+    pub fn extra(&self) -> u64 {
+        let names = match &self.contents {
+            Contents::Directory { .. } => 0,
+            Contents::Symlink(target) if target.len() > INLINE_MAX => self.more_names() + 2,
+            _ => self.more_names(),
+        };
+        names + self.xattr_blocks()
+    }
+
+    fn more_names(&self) -> u64 {
+        u64::from(self.nlink.saturating_sub(1))
+    }
+
     pub fn attr(&self, ino: InodeNo) -> Attr {
         Attr {
             ino,
             size: self.size(),
-            blocks: match &self.contents {
-                // Not none: to some programs that means all holes.
-                Contents::Inline(bytes) => (bytes.len() as u64).div_ceil(512),
-                Contents::Backing { blocks, .. } => blocks * (BLOCK / 512),
-                _ => 0,
-            } + self.xattr_blocks() * (BLOCK / 512),
+            blocks: self.blocks() * (BLOCK / 512),
             mode: self.mode,
             nlink: self.nlink,
             uid: self.uid,

@@ -25,6 +25,7 @@ pub mod dirent;
 pub mod inode;
 pub mod op;
 pub mod orphan;
+pub mod quota;
 pub mod space;
 pub mod xattr;
 

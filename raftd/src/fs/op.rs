@@ -16,7 +16,7 @@
 //! the wire and the log format; variants and fields are only ever appended.
 
 use crate::payload::Payload;
-use common::fs::{Cred, InodeNo, NodeId, SessionId, SetAttr, Time};
+use common::fs::{Cred, InodeNo, NodeId, SessionId, SetAttr, Time, TreeNo};
 use common::xattr::XattrHow;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -145,6 +145,22 @@ pub enum Op {
     RemoveXattr {
         ino: InodeNo,
         name: Vec<u8>,
+    },
+    /// Limits of a directory tree, or of the whole for the root; None stays as
+    /// it is, 0 is no limit.
+    SetQuota {
+        ino: InodeNo,
+        bytes: Option<u64>,
+        inodes: Option<u64>,
+    },
+    DropQuota {
+        ino: InodeNo,
+    },
+    /// So many more entries of what was there before the quota are to be
+    /// counted.
+    Adopt {
+        tree: TreeNo,
+        max: u32,
     },
 }
 

@@ -78,12 +78,24 @@ impl Apply<'_, '_> {
     }
 
     fn free(&mut self, ino: InodeNo, inode: &Inode) -> Result<(), MetaError> {
-        if let Contents::Backing { .. } = inode.contents {
-            let blocks = space::cut(self.tx, ino, 0)?;
-            self.give_back(blocks)?;
-            self.effects.data.push(DataOp::Remove { ino });
+        match inode.contents {
+            Contents::Backing { .. } => {
+                let blocks = space::cut(self.tx, ino, 0)?;
+                self.give_back(inode.tree, blocks)?;
+                self.effects.data.push(DataOp::Remove { ino });
+            }
+            Contents::Directory { .. } => {
+                self.forget_quota(ino, inode)?;
+            }
+            _ => {
+                let blocks = inode.contents_blocks();
+                self.free_inline(blocks)?;
+                self.charge(inode.tree, -(blocks as i64), 0)?;
+            }
         }
         self.free_xattrs(ino, inode)?;
+        self.charge(inode.tree, 0, -1)?;
+        self.free_records(inode.extra())?;
         inode::delete(self.tx, ino)?;
         self.tx.delete(&key(ORPHAN, ino.0))?;
         let used = self.sup.used_inodes.checked_sub(1);

@@ -14,10 +14,19 @@
 //! Room: which blocks files have, how much the tree takes, and what the
 //! voters say they can hold.  Runs in raftd, pure.  The disk of this node is
 //! never asked: only what is in the log may refuse an operation.
+//!
+//! The metadata takes room as well.  An inode, with its first name and the
+//! contents of a small file, counts for one block of the disk, which is about
+//! the most that it can take; so does each further name, and long values count
+//! for as many as they need.  A voter measures its disk and reports that on top of what
+//! was so counted, so what was counted too high comes back with the next
+//! report.  What is removed from the metadata leaves room for metadata only,
+//! which a voter knows and `inodes` of its report says.
 
 #![forbid(unsafe_code)]
 
-use super::inode::{key, key2, number};
+use super::inode::{self, key, key2, number};
+use super::quota::{self, Limit};
 use crate::store::meta::{MetaError, View, Writer};
 use common::fs::{FsError, InodeNo, NodeId, Statfs, BLOCK};
 use serde::{Deserialize, Serialize};
@@ -42,6 +51,14 @@ pub struct Super {
     /// Blocks of all backing files.
     pub used_blocks: u64,
     pub used_inodes: u64,
+    /// Blocks that are charged for and are in the metadata: one for each small
+    /// file, and those of large attributes.
+    pub inline_blocks: u64,
+    /// What names and long values take of the metadata beside the inodes, in
+    /// units of one inode.
+    pub extra: u64,
+    /// For the whole tree, set by the operator.
+    pub limit: Limit,
     /// The least that any voter can hold; None while none has said.
     pub room: Option<Capacity>,
     /// No live peer needs the log up to and including this index.
@@ -55,17 +72,34 @@ pub struct Capacity {
 }
 
 impl Super {
+    /// Blocks as users are charged for them.
+    pub fn counted_blocks(&self) -> u64 {
+        self.used_blocks.saturating_add(self.inline_blocks)
+    }
+
+    /// What the metadata may take, in units of one inode.
+    pub fn records(&self) -> u64 {
+        self.used_inodes.saturating_add(self.extra)
+    }
+
+    /// What all of it may take on a disk, in blocks.
+    pub fn taken(&self) -> u64 {
+        self.used_blocks.saturating_add(self.records())
+    }
+
     /// May this many blocks be taken?  Giving back and overwriting always may.
     pub(super) fn check_blocks(&self, blocks: u64) -> Result<(), FsError> {
         let room = self.room.map_or(u64::MAX, |r| r.bytes / BLOCK);
-        if blocks > 0 && self.used_blocks.saturating_add(blocks) > room {
+        if blocks > 0 && self.taken().saturating_add(blocks) > room {
             return Err(FsError::NoSpace);
         }
         Ok(())
     }
 
-    pub(super) fn check_inode(&self) -> Result<(), FsError> {
-        if self.room.is_some_and(|r| self.used_inodes >= r.inodes) {
+    /// May this many inodes, further names or units of long values be made?
+    pub(super) fn check_records(&self, more: u64) -> Result<(), FsError> {
+        let room = self.room.map_or(u64::MAX, |r| r.inodes);
+        if more > 0 && self.records().saturating_add(more) > room {
             return Err(FsError::NoSpace);
         }
         Ok(())
@@ -90,21 +124,33 @@ pub fn floor(v: &View<'_>) -> Result<u64, MetaError> {
     Ok(load(v)?.floor)
 }
 
-pub fn statfs(v: &View<'_>) -> Result<Statfs, MetaError> {
+/// The room of the tree, or less where a limit says so: that of the whole,
+/// and that of the tree in which a directory lies.
+pub fn statfs(v: &View<'_>, dir: InodeNo) -> Result<Statfs, MetaError> {
     let sup = load(v)?;
-    let used = sup.used_blocks.saturating_mul(BLOCK);
-    let bytes = sup
-        .room
-        .map_or(used.saturating_add(UNKNOWN_BYTES), |r| r.bytes);
-    let inodes = sup
-        .room
-        .map_or(sup.used_inodes.saturating_add(UNKNOWN_INODES), |r| r.inodes);
-    Ok(Statfs {
-        bytes,
-        bytes_free: bytes.saturating_sub(used),
-        inodes,
-        inodes_free: inodes.saturating_sub(sup.used_inodes),
-    })
+    let (bytes_free, inodes_free) = match sup.room {
+        Some(room) => (
+            room.bytes.saturating_sub(sup.taken().saturating_mul(BLOCK)),
+            room.inodes.saturating_sub(sup.records()),
+        ),
+        None => (UNKNOWN_BYTES, UNKNOWN_INODES),
+    };
+    let used = sup.counted_blocks().saturating_mul(BLOCK);
+    let mut statfs = Statfs {
+        bytes: used.saturating_add(bytes_free),
+        bytes_free,
+        inodes: sup.used_inodes.saturating_add(inodes_free),
+        inodes_free,
+    };
+    let limit = sup.limit;
+    limit.narrow(&mut statfs, sup.counted_blocks(), sup.used_inodes);
+    if let Some(inode) = inode::get(v, dir)? {
+        if let Some(quota) = quota::of(v, &inode)? {
+            let limit = quota.limit;
+            limit.narrow(&mut statfs, quota.used_blocks, quota.used_inodes);
+        }
+    }
+    Ok(statfs)
 }
 
 /// Takes down what a voter can hold, and answers the least of all.

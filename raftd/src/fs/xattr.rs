@@ -17,7 +17,7 @@
 //!
 //! The inode counts the bytes of its names and values.  While they are few
 //! they are part of what an inode costs, as the contents of a small file are;
-//! beyond, they take blocks.
+//! beyond, it is charged for blocks, which the metadata takes.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,9 @@ use super::inode::{self, is_regular, key, Inode, ReadError};
 use super::Reply;
 use crate::payload::Payload;
 use crate::store::meta::{MetaError, View};
-use common::fs::{Cred, FsError, InodeNo, BLOCK, INLINE_MAX, S_IFDIR, S_IFLNK, S_IFMT, S_ISGID};
+use common::fs::{
+    Cred, FsError, InodeNo, TreeNo, BLOCK, INLINE_MAX, S_IFDIR, S_IFLNK, S_IFMT, S_ISGID,
+};
 use common::xattr::{
     namespace, Namespace, XattrHow, ACL_ACCESS, ACL_DEFAULT, ACL_SIZE_MAX, CAPABILITY, XATTRS_MAX,
     XATTR_LIST_MAX, XATTR_SIZE_MAX,
@@ -107,7 +109,7 @@ impl Inherited {
 }
 
 impl Inode {
-    pub(super) fn xattr_blocks(&self) -> u64 {
+    pub fn xattr_blocks(&self) -> u64 {
         blocks(self.xattrs)
     }
 }
@@ -188,9 +190,11 @@ impl Apply<'_, '_> {
             }
         }
         let (before, after) = (inode.xattr_blocks(), blocks(total));
-        self.sup.check_blocks(after.saturating_sub(before))?;
-        self.sup.used_blocks += after;
-        self.give_back(before)?;
+        let more = after.saturating_sub(before);
+        self.check_quota(inode.tree, more, 0)?;
+        self.sup.check_records(more)?;
+        self.take_records(inode.tree, after)?;
+        self.give_back_records(inode.tree, before)?;
         inode.xattrs = total;
         match value {
             Some(value) => self.tx.put(&key, value),
@@ -270,9 +274,8 @@ impl Apply<'_, '_> {
         })
     }
 
-    /// Gives them to the new inode, for which there is room.
+    /// Gives them to the new inode, which has been charged for them.
     pub(super) fn bequeath(&mut self, ino: InodeNo, acls: &Inherited) {
-        self.sup.used_blocks += acls.blocks();
         for (name, acl) in acls.each() {
             self.tx.put(&xattr_key(ino, name), acl.clone());
         }
@@ -286,7 +289,21 @@ impl Apply<'_, '_> {
         for name in names(self.tx, ino)? {
             self.tx.delete(&xattr_key(ino, &name))?;
         }
-        self.give_back(inode.xattr_blocks())
+        self.free_inline(inode.xattr_blocks())?;
+        self.charge(inode.tree, -(inode.xattr_blocks() as i64), 0)
+    }
+
+    /// Blocks of the metadata, for which somebody is charged.
+    fn take_records(&mut self, tree: TreeNo, blocks: u64) -> Result<(), MetaError> {
+        self.sup.inline_blocks += blocks;
+        self.sup.extra += blocks;
+        self.charge(tree, blocks as i64, 0)
+    }
+
+    fn give_back_records(&mut self, tree: TreeNo, blocks: u64) -> Result<(), MetaError> {
+        self.free_inline(blocks)?;
+        self.free_records(blocks)?;
+        self.charge(tree, -(blocks as i64), 0)
     }
 }
 

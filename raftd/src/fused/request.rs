@@ -399,8 +399,8 @@ impl Fused {
     }
 
     fn statfs(&self) -> Answer {
-        let reader = self.mounts.store.meta().read();
-        match space::statfs(&reader) {
+        let root = self.real(InodeNo::ROOT).unwrap_or(InodeNo::ROOT);
+        match space::statfs(&self.mounts.store.meta().read(), root) {
             Ok(statfs) => Ok(FsRep::Statfs(statfs)),
             Err(e) => fatal!(e, "store"),
         }

@@ -69,6 +69,8 @@ pub struct Dirty {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     pub bytes: u64,
+    /// What is missing of the reserve.
+    pub short: u64,
     pub inodes: u64,
 }
 
@@ -250,6 +252,7 @@ impl Data {
         let reserve = RESERVE.min(blocks.saturating_mul(unit) / 32);
         Ok(Room {
             bytes: free.saturating_mul(unit).saturating_sub(reserve),
+            short: reserve.saturating_sub(free.saturating_mul(unit)),
             // Some file systems make inodes as they go, and say 0.
             inodes: if files == 0 { 1 << 32 } else { files_free },
         })

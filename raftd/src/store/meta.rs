@@ -82,6 +82,10 @@ pub const MAP_SIZE: usize = if WRITE_MAP || cfg!(target_pointer_width = "32") {
 const MAX_READERS: u32 = 1024;
 /// LMDB read transactions kept for the next reader.
 const MAX_IDLE: usize = 16;
+/// Pages that a checkpoint may need before it gives others back.
+const COPIES: u64 = 64 << 20;
+/// What the overlay may hold while the disk is full.
+const WAITING: u64 = 16 << 20;
 /// What an entry of the overlay costs beside its key and value.
 const ENTRY_COST: usize = 64;
 
@@ -196,6 +200,14 @@ struct State {
     frozen: Option<Arc<Overlay>>,
 }
 
+/// Bytes for metadata; of free and growth some are needed already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapRoom {
+    pub free: u64,
+    pub growth: u64,
+    pub needed: u64,
+}
+
 type ReadTxn = RoTxn<'static, WithoutTls>;
 
 /// How the path of the map ends: LMDB has one file in its directory.
@@ -255,6 +267,36 @@ impl Meta {
     /// Exclusive, for apply alone.
     pub fn write(&self) -> Writer<'_> {
         Writer(View::new(self, Hold::Exclusive(self.exclusive())))
+    }
+
+    /// What the map can still take: without more of the disk, which is within
+    /// its file or waits in the overlay, and by how much the file can grow.  A
+    /// checkpoint writes each page that it changes anew, so there must be some
+    /// to begin with.
+    pub fn room(&self) -> Result<MapRoom, MetaError> {
+        let overlay = {
+            let state = self.shared();
+            let frozen = state.frozen.as_ref().map_or(0, |f| f.bytes);
+            state.active.bytes + frozen
+        };
+        let txn = self.env.read_txn()?;
+        let stat = self.db.stat(&txn)?;
+        let page = u64::from(stat.page_size);
+        let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+        let used = page * pages as u64;
+        let file = page * (self.env.info().last_page_number as u64 + 1);
+        let growth = (self.map_size as u64).saturating_sub(file);
+        let free = file.saturating_sub(used);
+        Ok(MapRoom {
+            free: free
+                + if WRITE_MAP {
+                    growth
+                } else {
+                    growth.min(WAITING)
+                },
+            growth: if WRITE_MAP { 0 } else { growth },
+            needed: used.min(COPIES) + overlay as u64,
+        })
     }
 
     /// Bytes changed since the last freeze.
@@ -779,6 +821,35 @@ mod tests {
             .unwrap()
             .map(<[u8]>::len);
         assert_eq!(value, Some(1000));
+    }
+
+    #[test]
+    fn room_follows_what_is_stored() {
+        let dir = Dir::new("room");
+        let meta = Meta::open_as(&dir.0, 64 * MIB, false).unwrap();
+        let left = |meta: &Meta| {
+            let room = meta.room().unwrap();
+            (room.free + room.growth).saturating_sub(room.needed)
+        };
+        let empty = left(&meta);
+        let mut tx = meta.write();
+        for n in 0..4000u32 {
+            tx.put(&n.to_be_bytes(), vec![7; 1000]);
+        }
+        drop(tx);
+        let waiting = left(&meta);
+        assert!(waiting + 4_000_000 <= empty, "{waiting} {empty}");
+        checkpoint(&meta);
+        let stored = left(&meta);
+        assert!(stored + 4_000_000 <= empty, "{stored} {empty}");
+        let mut tx = meta.write();
+        for n in 0..4000u32 {
+            tx.delete(&n.to_be_bytes()).unwrap();
+        }
+        drop(tx);
+        checkpoint(&meta);
+        let again = left(&meta);
+        assert!(again > stored + 4_000_000, "{again} {stored}");
     }
 
     #[test]

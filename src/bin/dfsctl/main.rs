@@ -49,8 +49,9 @@ fn narrow(promises: &str) {
 
 fn main() -> ExitCode {
     log::log_init("dfsctl", true, false);
-    // stdio: arguments and errors.  unix: the control socket.
-    narrow("stdio unix");
+    // stdio: arguments and errors.  rpath: the working directory, where a path
+    // is relative to it.  unix: the control socket.
+    narrow("stdio rpath unix");
 
     let (mut socket, mut as_json) = (DEFAULTS.socket.to_string(), false);
     let Some(args) = getopt::getopt(std::env::args_os().skip(1), "js:") else {
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         }
     };
 
+    narrow("stdio unix");
     let stream = match UnixStream::connect(&socket) {
         Ok(stream) => stream,
         Err(e) => fatal!(e, "connect: {socket}"),
@@ -113,6 +115,7 @@ fn ask(channel: &mut Channel, req: &CtlReq) -> Result<Answer, ImsgError> {
             CtlRep::Peer(peer) => records.peers.push(peer),
             CtlRep::Mount(mount) => records.mounts.push(mount),
             CtlRep::Log(log) => records.log = Some(log),
+            CtlRep::Quota(quota) => records.quotas.push(quota),
             CtlRep::End => return Ok(Answer::Records(records)),
             CtlRep::Result(result) => return Ok(Answer::Result(result)),
         }

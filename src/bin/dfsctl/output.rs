@@ -19,7 +19,7 @@
 #![forbid(unsafe_code)]
 
 use common::conf::DEFAULTS;
-use common::ctl::{CtlLog, CtlMount, CtlPeer, CtlReq, CtlSummary, PeerState, Role};
+use common::ctl::{CtlLog, CtlMount, CtlPeer, CtlQuota, CtlReq, CtlSummary, PeerState, Role};
 use std::fmt::{self, Write};
 use std::net::SocketAddr;
 
@@ -30,6 +30,7 @@ pub struct Records {
     pub peers: Vec<CtlPeer>,
     pub mounts: Vec<CtlMount>,
     pub log: Option<CtlLog>,
+    pub quotas: Vec<CtlQuota>,
 }
 
 /// With the newline of the last line; empty when there is nothing to show.
@@ -38,6 +39,7 @@ pub fn columns(req: &CtlReq, records: &Records) -> String {
         CtlReq::ShowPeers => peers(&records.peers),
         CtlReq::ShowMounts => mounts(&records.mounts),
         CtlReq::ShowLog => records.log.as_ref().map(log).unwrap_or_default(),
+        CtlReq::ShowQuota(_) => quotas(&records.quotas),
         _ => {
             let mut out = records.summary.as_ref().map(summary).unwrap_or_default();
             out += &peers(&records.peers);
@@ -144,6 +146,28 @@ fn mount_row(
     format!("{point:<20} {subtree:<16} {mode:<4} {open:>5}  {state}\n")
 }
 
+fn quotas(quotas: &[CtlQuota]) -> String {
+    let row = |cells: [String; 6]| {
+        let [path, used, limit, inodes, most, state] = cells;
+        let row = format!("{path:<32} {used:>6} {limit:>6} {inodes:>10} {most:>10}  {state}");
+        row.trim_end().to_string() + "\n"
+    };
+    let limit = |limit: u64, text: String| if limit == 0 { "-".into() } else { text };
+    let names = ["Directory", "Used", "Limit", "Inodes", "Limit", "State"];
+    let mut out = row(names.map(String::from));
+    for q in quotas {
+        out += &row([
+            visible(&q.path),
+            size(q.used_bytes),
+            limit(q.limit_bytes, size(q.limit_bytes)),
+            q.used_inodes.to_string(),
+            limit(q.limit_inodes, q.limit_inodes.to_string()),
+            if q.counting { "counting" } else { "" }.into(),
+        ]);
+    }
+    out
+}
+
 fn log(l: &CtlLog) -> String {
     let row = |cells: [String; 7]| {
         let [a, b, c, d, e, f, g] = cells;
@@ -232,6 +256,7 @@ pub fn json(req: &CtlReq, records: &Records) -> String {
     match req {
         CtlReq::ShowPeers => object.list("peers", &records.peers, json_peer),
         CtlReq::ShowMounts => object.list("mounts", &records.mounts, json_mount),
+        CtlReq::ShowQuota(_) => object.list("quotas", &records.quotas, json_quota),
         CtlReq::ShowLog => {
             if let Some(l) = &records.log {
                 json_log(&mut object, l);
@@ -285,6 +310,15 @@ fn json_mount(o: &mut Object, m: &CtlMount) {
     o.plain("read_only", m.read_only);
     o.plain("open", m.open);
     o.string("state", Some(&m.state.to_string()));
+}
+
+fn json_quota(o: &mut Object, q: &CtlQuota) {
+    o.string("path", Some(&q.path));
+    o.plain("used_bytes", q.used_bytes);
+    o.number("limit_bytes", Some(q.limit_bytes).filter(|n| *n != 0));
+    o.plain("used_inodes", q.used_inodes);
+    o.number("limit_inodes", Some(q.limit_inodes).filter(|n| *n != 0));
+    o.plain("counting", q.counting);
 }
 
 fn json_log(o: &mut Object, l: &CtlLog) {

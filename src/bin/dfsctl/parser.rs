@@ -17,8 +17,16 @@
 
 #![forbid(unsafe_code)]
 
+use crate::getopt::getopt;
+use common::conf::parse_size;
 use common::ctl::CtlReq;
+use common::log::reason;
+use std::ffi::OsString;
 use std::fmt;
+use std::path::{Component, PathBuf};
+
+/// What fits a request.
+const PATH_MAX: usize = 4096;
 
 /// One word of a command: what to ask when it is the last, or the words that
 /// may follow.
@@ -29,6 +37,8 @@ struct Token {
 
 enum Then {
     Ask(CtlReq),
+    /// Options and operands of its own.
+    Parse(fn(&[String]) -> Result<CtlReq, Invalid>),
     Next(&'static [Token]),
 }
 
@@ -36,6 +46,13 @@ const fn ask(word: &'static str, req: CtlReq) -> Token {
     Token {
         word,
         then: Then::Ask(req),
+    }
+}
+
+const fn parsed(word: &'static str, by: fn(&[String]) -> Result<CtlReq, Invalid>) -> Token {
+    Token {
+        word,
+        then: Then::Parse(by),
     }
 }
 
@@ -48,6 +65,7 @@ const fn next(word: &'static str, table: &'static [Token]) -> Token {
 
 const MAIN: &[Token] = &[
     next("log", LOG),
+    parsed("quota", quota),
     ask("reload", CtlReq::Reload),
     next("show", SHOW),
     ask("status", CtlReq::ShowSummary),
@@ -108,19 +126,84 @@ fn match_token<'a>(word: &str, table: &'a [Token]) -> Result<&'a Token, Invalid>
 
 pub fn parse(words: &[String]) -> Result<CtlReq, Invalid> {
     let mut table = MAIN;
-    let mut words = words.iter();
+    let mut words = words;
     loop {
-        let Some(word) = words.next().filter(|word| !word.is_empty()) else {
-            return Err(invalid("missing argument:".into(), table));
+        let (word, rest) = match words.split_first() {
+            Some((word, rest)) if !word.is_empty() => (word, rest),
+            _ => return Err(invalid("missing argument:".into(), table)),
         };
         match &match_token(word, table)?.then {
             Then::Next(next) => table = next,
+            Then::Parse(by) => return by(rest),
             Then::Ask(req) => {
-                return match words.next() {
-                    None => Ok(req.clone()),
-                    Some(word) => Err(invalid(format!("superfluous argument: {word}"), &[])),
+                return match rest {
+                    [] => Ok(req.clone()),
+                    [word, ..] => Err(superfluous(word)),
                 };
             }
         }
+        words = rest;
     }
+}
+
+fn superfluous(word: &str) -> Invalid {
+    invalid(format!("superfluous argument: {word}"), &[])
+}
+
+/// The words behind `quota`.
+fn quota(words: &[String]) -> Result<CtlReq, Invalid> {
+    let usage = || {
+        invalid(
+            "usage: dfsctl quota [-d] [-b bytes] [-i inodes] [path]".into(),
+            &[],
+        )
+    };
+    let args = getopt(words.iter().map(OsString::from), "b:di:").ok_or_else(usage)?;
+    let (mut bytes, mut inodes, mut drops) = (None, None, false);
+    for (option, value) in args.options {
+        let limit = || match parse_size(&value) {
+            Some(Some(n)) => Ok(Some(n)),
+            _ => Err(invalid(format!("not a size: {value}"), &[])),
+        };
+        match option {
+            'b' => bytes = limit()?,
+            'i' => inodes = limit()?,
+            _ => drops = true,
+        }
+    }
+    let sets = bytes.is_some() || inodes.is_some();
+    let path = match args.operands.as_slice() {
+        [] if sets || drops => return Err(usage()),
+        [] => return Ok(CtlReq::ShowQuota(None)),
+        [path] => absolute(path)?,
+        [_, word, ..] => return Err(superfluous(word)),
+    };
+    match (sets, drops) {
+        (true, true) => Err(usage()),
+        (true, false) => Ok(CtlReq::SetQuota {
+            path,
+            bytes,
+            inodes,
+        }),
+        (false, true) => Ok(CtlReq::DropQuota(path)),
+        (false, false) => Ok(CtlReq::ShowQuota(Some(path))),
+    }
+}
+
+/// A path without `.` and `..`; symbolic links are raftd's to refuse.
+fn absolute(path: &str) -> Result<String, Invalid> {
+    let bad = |why: &str| invalid(format!("{path}: {why}"), &[]);
+    if path.len() > PATH_MAX {
+        return Err(bad("path too long"));
+    }
+    let whole = std::path::absolute(path).map_err(|e| bad(&reason(&e)))?;
+    let mut plain = PathBuf::new();
+    for part in whole.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
+    }
+    let plain = plain.into_os_string().into_string();
+    plain.map_err(|_| bad("not a text"))
 }
