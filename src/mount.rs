@@ -88,6 +88,7 @@ pub fn attach(device: BorrowedFd<'_>, m: &Mount) -> io::Result<()> {
         nosuid: m.nosuid,
         nodev: m.nodev,
         noexec: m.noexec,
+        noatime: m.noatime,
     };
     mount::fuse_mount(device, &m.point, flags, IO_MAX as u32)
 }

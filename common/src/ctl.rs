@@ -77,6 +77,7 @@ pub struct CtlAttach {
     pub nosuid: bool,
     pub nodev: bool,
     pub noexec: bool,
+    pub noatime: bool,
 }
 
 impl CtlAttach {
@@ -88,6 +89,7 @@ impl CtlAttach {
             nosuid: false,
             nodev: false,
             noexec: false,
+            noatime: false,
         }
     }
 
@@ -98,6 +100,7 @@ impl CtlAttach {
             (self.nosuid, conf.nosuid, Narrow::Nosuid),
             (self.nodev, conf.nodev, Narrow::Nodev),
             (self.noexec, conf.noexec, Narrow::Noexec),
+            (self.noatime, conf.noatime, Narrow::Noatime),
         ]
         .into_iter()
         .find_map(|(want, is, narrow)| (want && !is).then_some(narrow))
@@ -111,6 +114,7 @@ pub enum Narrow {
     Nosuid,
     Nodev,
     Noexec,
+    Noatime,
 }
 
 impl fmt::Display for Narrow {
@@ -120,6 +124,7 @@ impl fmt::Display for Narrow {
             Narrow::Nosuid => "nosuid",
             Narrow::Nodev => "nodev",
             Narrow::Noexec => "noexec",
+            Narrow::Noatime => "noatime",
         })
     }
 }

@@ -138,6 +138,18 @@ impl Attr {
     }
 }
 
+/// After so many seconds the time of access moves in any case.
+const ATIME_SECONDS: i64 = 86400;
+
+/// The second from which on an access must be noted: at once if the last one
+/// that was is not after the last change.
+pub fn atime_due(attr: &Attr) -> i64 {
+    match attr.atime <= attr.mtime || attr.atime <= attr.ctime {
+        true => i64::MIN,
+        false => attr.atime.sec.saturating_add(ATIME_SECONDS),
+    }
+}
+
 /// What readdir(2) tells, and with `attr` what readdirplus does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dirent {
@@ -187,6 +199,28 @@ pub struct SetAttr {
     /// Drop capabilities, set-user-id and, for group executables, set-group-id
     /// bits, since a caller without privilege writes, truncates or gives away the file.
     pub kill_priv: bool,
+}
+
+/// What fallocate(2) does to a range of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fallocate {
+    pub how: FallocateHow,
+    pub offset: u64,
+    pub len: u64,
+    /// The size stays, also where the range goes beyond it.
+    pub keep_size: bool,
+    /// As in SetAttr.
+    pub kill_priv: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FallocateHow {
+    /// Takes room for the range; no bytes change.
+    Reserve,
+    /// Zeros, and the room is given back.
+    Punch,
+    /// Zeros, with room for them.
+    Zero,
 }
 
 /// Why the file system refuses.  Errno is chosen by fused alone.
@@ -290,6 +324,24 @@ pub fn check_name(name: &[u8]) -> Result<(), FsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_of_access() {
+        let time = |sec, nsec| Time { sec, nsec };
+        let mut attr = Attr {
+            atime: time(100, 5),
+            mtime: time(100, 4),
+            ctime: time(100, 4),
+            ..Attr::default()
+        };
+        assert_eq!(atime_due(&attr), 100 + 86400);
+        attr.ctime = attr.atime;
+        assert_eq!(atime_due(&attr), i64::MIN);
+        (attr.ctime, attr.mtime) = (time(0, 0), time(101, 0));
+        assert_eq!(atime_due(&attr), i64::MIN);
+        attr.atime = time(i64::MAX, 0);
+        assert_eq!(atime_due(&attr), i64::MAX);
+    }
 
     #[test]
     fn names() {

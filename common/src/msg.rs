@@ -29,7 +29,9 @@
 
 use crate::conf::{Conf, Mount, MountId, Peer};
 use crate::ctl::{CtlAttach, CtlResult};
-use crate::fs::{Attr, Cookie, Cred, Dirent, FsError, InodeNo, ReqId, SetAttr, Statfs, IO_MAX};
+use crate::fs::{
+    Attr, Cookie, Cred, Dirent, Fallocate, FsError, InodeNo, ReqId, SetAttr, Statfs, IO_MAX,
+};
 use crate::imsg::Message;
 use crate::xattr::XattrHow;
 use serde::{Deserialize, Serialize};
@@ -127,7 +129,8 @@ pub enum FusedToParent {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum FusedToRaftd {
-    /// One request; every one but Release is answered with Rep once.
+    /// One request; every one but Release and Accessed is answered with Rep
+    /// once.
     Req { id: ReqId, cred: Cred, op: FsOp },
     /// The descriptor of that inode's backing file is closed.
     RevokeAck { ino: InodeNo },
@@ -270,6 +273,21 @@ pub enum FsOp {
         ino: InodeNo,
         name: Vec<u8>,
     },
+    Fallocate {
+        ino: InodeNo,
+        what: Fallocate,
+    },
+    /// From `offset` on, the first byte that is data or, with `hole`, that is
+    /// not; what is behind the end is a hole.
+    Seek {
+        ino: InodeNo,
+        offset: u64,
+        hole: bool,
+    },
+    /// Not answered: the inode was read, and its time of access may be due.
+    Accessed {
+        ino: InodeNo,
+    },
 }
 
 /// The whole is at most FUSED_FRAME_MAX.
@@ -339,6 +357,8 @@ pub enum FsRep {
         eof: bool,
     },
     Statfs(Statfs),
+    /// What Seek has found.
+    Offset(u64),
 }
 
 /// Names of the variants as logs print them.

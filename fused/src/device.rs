@@ -17,13 +17,16 @@
 //! that names the FUSE library or a layout of the kernel.  A method here may
 //! not block, since it holds up every request behind it.
 //!
-//! What is not here the library answers with ENOSYS: LSEEK, FALLOCATE,
-//! COPY_FILE_RANGE, POLL.  Linux then stops asking, falls back where it can
-//! (SEEK_HOLE: all is data) and else says EOPNOTSUPP.  OpenBSD never asks,
-//! nor does it for extended attributes; what it does ask is all here, since
-//! there ENOSYS would disable an operation for good.  ACCESS is not asked where
-//! the kernel checks permissions, and locks stay in the kernel while we do not
-//! ask for them.
+//! What is not here the library answers with ENOSYS: TMPFILE, COPY_FILE_RANGE,
+//! POLL.  Linux then stops asking, falls back where it can and else says
+//! EOPNOTSUPP.  A copy_file_range(2) it falls back to copies through its pages,
+//! as a program would; an operation of the log could not do it, since by a
+//! replay the source may have changed, so that the bytes would travel as those
+//! of WRITEs in any case.
+//! OpenBSD never asks, nor does it for extended attributes; what it does ask is
+//! all here, since there ENOSYS would disable an operation for good.  ACCESS is
+//! not asked where the kernel checks permissions, and locks stay in the kernel
+//! while we do not ask for them.
 //!
 //! The library says ENOSYS as well to what it cannot parse, ends when a header
 //! is cut, and panics at one that is shorter than itself, at a WRITE, SETXATTR
@@ -69,8 +72,9 @@ use common::{log_debug, log_warn};
 use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow,
+    WriteFlags,
 };
 use std::ffi::OsStr;
 use std::fs::File;
@@ -614,6 +618,37 @@ impl Filesystem for Device {
         let (inode, after) = (ino(inode), Cookie(offset));
         self.ops
             .readdir(cred(req), inode, after, READDIR_SIZE, true, entries);
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        inode: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let (inode, fh, reply) = (ino(inode), Fh(fh.0), empty_reply(reply));
+        self.ops
+            .fallocate(cred(req), inode, fh, offset, length, mode, reply);
+    }
+
+    fn lseek(
+        &self,
+        req: &Request,
+        inode: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let reply = Box::new(move |result| match result {
+            Ok(at) => reply.offset(at),
+            Err(e) => reply.error(errno(e)),
+        });
+        self.ops.lseek(cred(req), ino(inode), offset, whence, reply);
     }
 
     fn fsyncdir(

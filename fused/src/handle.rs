@@ -20,10 +20,11 @@
 
 use crate::ahead::{Ahead, Plan, Round, AHEADS_MAX};
 use crate::backing::Backing;
-use common::fs::{Attr, Fh, FsError, InodeNo, ReqId, S_ISGID, S_ISUID};
+use common::fs::{atime_due, Attr, Fh, FsError, InodeNo, ReqId, Time, S_ISGID, S_ISUID};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A change that raftd has not yet answered for good: from when it was read
 /// off the device until it is applied or has failed.
@@ -151,6 +152,11 @@ pub struct Inode<W> {
     /// Whether it has extended attributes, if that is known: by the newest
     /// attributes, and no change of others since.
     pub xattrs: Option<bool>,
+    /// From this second on a read moves the time of access.
+    access_due: i64,
+    access_ctime: Time,
+    /// The ctime as it was when raftd was told of a read.
+    access_told: Option<Time>,
     /// What a kernel that keeps no attributes is told.
     kept: Option<Box<Attr>>,
     busy: Option<Box<Busy<W>>>,
@@ -165,6 +171,9 @@ impl<W> Default for Inode<W> {
             setid: false,
             listed: false,
             xattrs: None,
+            access_due: i64::MIN,
+            access_ctime: Time::default(),
+            access_told: None,
             kept: None,
             busy: None,
         }
@@ -176,6 +185,7 @@ impl<W> Inode<W> {
     /// others before.
     pub fn show(&mut self, attr: &Attr, index: u64) -> bool {
         self.setid = attr.is_file() && attr.mode & (S_ISUID | S_ISGID) != 0;
+        self.see_access(attr);
         let newest = self.is_newest(index);
         self.index = self.index.max(index);
         newest
@@ -189,8 +199,45 @@ impl<W> Inode<W> {
     /// Takes note of attributes that the kernel is not given; true if it now
     /// believes in a set-user-id or set-group-id bit that is gone.
     pub fn note(&mut self, attr: &Attr, index: u64) -> bool {
+        self.see_access(attr);
         self.index = self.index.max(index);
         self.setid && attr.mode & (S_ISUID | S_ISGID) == 0
+    }
+
+    fn see_access(&mut self, attr: &Attr) {
+        self.access_ctime = attr.ctime;
+        self.access_due = match atime_due(attr) {
+            // raftd takes its time.
+            i64::MIN if self.access_told == Some(attr.ctime) => i64::MAX,
+            due => due,
+        };
+    }
+
+    /// Whether a read would move the time of access, as far as is known.
+    pub fn is_access_due(&self) -> bool {
+        // What is known to be told of does not cost a look at the clock.
+        match self.access_due {
+            i64::MIN => true,
+            i64::MAX => false,
+            due => {
+                SystemTime::now() >= UNIX_EPOCH + Duration::from_secs(due.try_into().unwrap_or(0))
+            }
+        }
+    }
+
+    /// The same for one that is told of, and so is due no more.
+    pub fn take_access(&mut self) -> bool {
+        let due = self.is_access_due();
+        if due {
+            self.access_due = i64::MAX;
+            self.access_told = Some(self.access_ctime);
+        }
+        due
+    }
+
+    /// What is known of the time of access is old.
+    pub fn forget_access(&mut self) {
+        self.access_due = i64::MIN;
     }
 
     /// To be told until `clear`.
@@ -598,6 +645,34 @@ mod tests {
         assert!(inodes.get(InodeNo::ROOT).is_some());
         inodes.clear_all(true);
         assert!(inodes.get(InodeNo::ROOT).unwrap().kept().is_none());
+    }
+
+    #[test]
+    fn a_read_is_told_once() {
+        let time = |sec| Time { sec, nsec: 0 };
+        let mut inode: Inode<()> = Inode::default();
+        let mut attr = Attr {
+            ctime: time(5),
+            ..Attr::default()
+        };
+        assert!(inode.show(&attr, 1));
+        assert!(inode.is_access_due() && inode.take_access());
+        assert!(!inode.take_access());
+        // The same once more, since the entry is not there yet.
+        inode.note(&attr, 1);
+        assert!(!inode.take_access());
+        attr.ctime = time(6);
+        inode.note(&attr, 2);
+        assert!(inode.take_access());
+        inode.forget_access();
+        assert!(inode.take_access());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        attr.atime = time(now.as_secs() as i64 - 100);
+        inode.show(&attr, 3);
+        assert!(!inode.is_access_due());
+        attr.atime = time(now.as_secs() as i64 - 90_000);
+        inode.show(&attr, 4);
+        assert!(inode.take_access(), "a day old");
     }
 
     #[test]

@@ -35,6 +35,8 @@
 
 #![forbid(unsafe_code)]
 
+mod accessed;
+mod sparse;
 mod xattr;
 
 use crate::ahead::{Plan, Round, AHEAD};
@@ -266,6 +268,8 @@ fn changes_tree(op: &FsOp) -> bool {
             | FsOp::Statfs
             | FsOp::Getxattr { .. }
             | FsOp::Listxattr { .. }
+            | FsOp::Seek { .. }
+            | FsOp::Accessed { .. }
     )
 }
 
@@ -392,6 +396,7 @@ impl State {
             | FsOp::Symlink { parent, name, .. } => self.name_made(*parent, name, index),
             FsOp::Setattr { ino, .. }
             | FsOp::Write { ino, .. }
+            | FsOp::Fallocate { ino, .. }
             | FsOp::Setxattr { ino, .. }
             | FsOp::Removexattr { ino, .. } => self.changed(*ino, None, index),
             _ => (),
@@ -788,6 +793,10 @@ impl Ops {
     }
 
     pub fn readlink(&self, cred: Cred, ino: InodeNo, reply: DataReply) {
+        let accessed = lock(&self.state).take_access(&self.mount, ino);
+        if accessed {
+            self.accessed(ino);
+        }
         self.ask(cred, FsOp::Readlink { ino }, |_, answer| {
             match answer.result {
                 Ok(FsRep::Target(target)) => reply(Ok(&target)),
@@ -1027,7 +1036,7 @@ impl Ops {
             return self.stale_open(state, ino, id, deadline, reply);
         }
         let keep_cache = state.keep_cache(&attr) && state.keeper == Keeper::Kernel;
-        let opening = Opening {
+        let mut opening = Opening {
             keep_cache,
             ..state.open(ino, flags)
         };
@@ -1036,6 +1045,7 @@ impl Ops {
             state.inodes.set_backing(ino, backing);
         }
         let killed = state.inodes.get_or_new(ino).note(&attr, index);
+        opening.keep_cache &= !state.must_see_access(&self.mount, ino, flags);
         match state.keeper {
             Keeper::Kernel => (),
             Keeper::Fused => drop(state.known(attr, index)),
@@ -1093,12 +1103,16 @@ impl Ops {
         let range = offset..offset.saturating_add(u64::from(size));
         let go: Wake = Box::new(move |ops| ops.read_now(cred, ino, offset, size, reply));
         let mut state = lock(&self.state);
+        let accessed = state.take_access(&self.mount, ino);
         let go = match state.inodes.if_busy(ino) {
             // The file does not have those bytes yet.
             Some(busy) => busy.pending.wait(Some(range), go),
             None => Err(go),
         };
         drop(state);
+        if accessed {
+            self.accessed(ino);
+        }
         match go {
             Err(go) => go(self),
             Ok(()) => self.hurry(ino),
@@ -1387,7 +1401,11 @@ impl Ops {
         if state.keeper == Keeper::Kernel {
             state.inodes.get_or_new(ino).listed = true;
         }
+        let accessed = state.take_access(&self.mount, ino);
         drop(state);
+        if accessed {
+            self.accessed(ino);
+        }
         let op = FsOp::Readdir {
             ino,
             after,
@@ -1727,7 +1745,7 @@ impl Ops {
                 name(parent, &old);
                 name(new_parent, &new_name);
             }
-            FsOp::Setattr { ino, .. } | FsOp::Write { ino, .. } => {
+            FsOp::Setattr { ino, .. } | FsOp::Write { ino, .. } | FsOp::Fallocate { ino, .. } => {
                 self.stale_inode(ino, Some(0));
             }
             FsOp::Setxattr { ino, .. } | FsOp::Removexattr { ino, .. } => {
@@ -1745,6 +1763,7 @@ impl Ops {
         let next = state.requests.next_id();
         state.changes.inode(ino, index, next);
         state.forget_xattrs(ino);
+        state.forget_access(ino);
         // What is kept here may outlive what the kernel knows.
         let kept = known || state.keeper == Keeper::Fused;
         drop(state);

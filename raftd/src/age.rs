@@ -99,8 +99,11 @@ fn touches(op: &Op) -> Vec<InodeNo> {
         } => vec![*parent, *new_parent],
         Op::Setattr { ino, .. }
         | Op::Write { ino, .. }
+        | Op::Fallocate { ino, .. }
         | Op::SetXattr { ino, .. }
         | Op::RemoveXattr { ino, .. } => vec![*ino],
+        // A time of access is not worth to refuse the rest.
+        Op::Accessed { .. } => Vec::new(),
     }
 }
 

@@ -150,6 +150,7 @@ impl Engine {
         tokio::spawn(mounts.clone().watch_quorum());
         tokio::spawn(mounts.clone().watch_age());
         tokio::spawn(mounts.clone().release_orphans());
+        tokio::spawn(mounts.clone().note_accesses());
         let engine = Arc::new(Engine {
             conf: RwLock::new(conf),
             store,

@@ -649,7 +649,7 @@ fn may_write(raft: &Raft) -> bool {
 }
 
 /// The wall clock; only a leader's ever enters the log.
-fn now() -> Time {
+pub fn now() -> Time {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -95,7 +95,7 @@ says "$CLUSTER: not in dfsd.conf; add: mount \"$CLUSTER\" { }" \
 says "$A: not read only in dfsd.conf; add: read only yes" helper ro demo "$A"
 never "$A"
 # That it is mounted makes no difference.
-for option in ro:"read only" nosuid:nosuid noexec:noexec; do
+for option in ro:"read only" nosuid:nosuid noexec:noexec noatime:noatime; do
 	says "$M: not ${option#*:} in dfsd.conf; add: ${option#*:} yes" \
 	    helper "rw,${option%%:*}" demo "$M"
 done

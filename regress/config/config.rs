@@ -211,6 +211,7 @@ fn man_page_defaults() {
     }
     for name in [
         "auto",
+        "noatime",
         "nodev",
         "noexec",
         "nosuid",

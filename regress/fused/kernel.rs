@@ -81,6 +81,8 @@ pub enum Op {
     Readdir = 28,
     Releasedir = 29,
     Destroy = 38,
+    Fallocate = 43,
+    Lseek = 46,
 }
 
 impl Op {
@@ -90,7 +92,7 @@ impl Op {
             Op::Lookup | Op::Symlink | Op::Mknod | Op::Mkdir | Op::Link => 128,
             Op::Getattr | Op::Setattr => 104,
             Op::Open | Op::Opendir => 16,
-            Op::Write => 8,
+            Op::Write | Op::Lseek => 8,
             Op::Statfs => 80,
             _ => 0,
         }

@@ -74,6 +74,7 @@ pub struct Fused {
 pub struct Options {
     pub timeout: Duration,
     pub read_only: bool,
+    pub noatime: bool,
 }
 
 impl Default for Options {
@@ -81,6 +82,7 @@ impl Default for Options {
         Options {
             timeout: Duration::from_secs(30),
             read_only: false,
+            noatime: false,
         }
     }
 }
@@ -185,7 +187,7 @@ impl Fused {
             nosuid: true,
             nodev: true,
             noexec: false,
-            noatime: false,
+            noatime: options.noatime,
             strict: false,
             dirty: false,
             maxage: None,

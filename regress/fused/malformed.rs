@@ -23,9 +23,11 @@
 
 use crate::client::{fails, Client};
 use crate::kernel::{message, u32s, u64_at, u64s, Op, IN_HEADER};
+use crate::tree::Mode;
 use crate::{openbsd, unmounted, OpenBsd, Options};
 use nix::errno::Errno;
 use nix::Result;
+use std::thread;
 
 const UNKNOWN: u64 = 999_999;
 
@@ -164,6 +166,8 @@ fn inodes_that_are_not_there() {
     let read = [u64s(&[0, 0]), u32s(&[100, 0, 0, 0, 0, 0])].concat();
     assert_eq!(call(Op::Read, &read), Errno::ESTALE);
     assert_eq!(call(Op::Readdir, &read), Errno::ESTALE);
+    assert_eq!(call(Op::Fallocate, &fallocate(0, 10, 0)), Errno::ESTALE);
+    assert_eq!(call(Op::Lseek, &lseek(0, 3)), Errno::ESTALE);
     assert_eq!(m.write_node(UNKNOWN, 5, b"bytes", 0), Ok(5));
     m.device.call(Op::Flush, UNKNOWN, 0, &[0; 24]).unwrap();
     m.device.call(Op::Release, UNKNOWN, 0, &[0; 24]).unwrap();
@@ -225,6 +229,95 @@ fn names_and_sizes_out_of_range() {
     let readdir = m.device.call(Op::Readdir, 1, 0, &io(u64::MAX, 4096));
     assert_eq!(readdir, Ok(vec![]));
     assert_eq!(m.get("f").unwrap(), [1; 5000]);
+    m.end();
+}
+
+fn fallocate(offset: u64, len: u64, mode: u32) -> Vec<u8> {
+    [u64s(&[0, offset, len]), u32s(&[mode, 0])].concat()
+}
+
+fn lseek(offset: i64, whence: u32) -> Vec<u8> {
+    [u64s(&[0, offset as u64]), u32s(&[whence, 0])].concat()
+}
+
+#[test]
+fn ranges_that_no_file_has() {
+    let Some(mut m) = openbsd(Options::default()) else {
+        return;
+    };
+    m.put("f", &[1; 5000]).unwrap();
+    let node = m.node("f").unwrap();
+    let call = |op: Op, body: &[u8]| m.device.call(op, node, 0, body);
+    let half = 1 << 63;
+    for mode in [0, 1, 3, 0x10, 0x11] {
+        for (offset, len, want) in [
+            (0, 0, Errno::EINVAL),
+            (1, half - 1, Errno::EFBIG),
+            (half - 1, half - 1, Errno::EFBIG),
+            ((1 << 43) - 1, 2, Errno::EFBIG),
+        ] {
+            let answer = call(Op::Fallocate, &fallocate(offset, len, mode));
+            assert_eq!(fails(answer), want, "{mode:#x} {offset} {len}");
+        }
+        // The library's own word.
+        for (offset, len) in [(half, 1), (u64::MAX, 1), (0, half), (1, u64::MAX)] {
+            let answer = call(Op::Fallocate, &fallocate(offset, len, mode));
+            assert_eq!(fails(answer), Errno::EINVAL);
+        }
+    }
+    for mode in [2, 4, 8, 0x12, 0x13, 0x20, 0x40, u32::MAX] {
+        let answer = call(Op::Fallocate, &fallocate(0, 4096, mode));
+        assert_eq!(fails(answer), Errno::EOPNOTSUPP, "{mode:#x}");
+    }
+    assert_eq!(m.tree.asked("fallocate"), 0);
+    for (offset, whence, want) in [
+        (5000, 3, Errno::ENXIO),
+        (5000, 4, Errno::ENXIO),
+        (i64::MAX, 3, Errno::ENXIO),
+        (i64::MAX, 4, Errno::ENXIO),
+        (-1, 3, Errno::ENXIO),
+        (i64::MIN, 4, Errno::ENXIO),
+        (0, 0, Errno::EINVAL),
+        (0, u32::MAX, Errno::EINVAL),
+    ] {
+        let answer = call(Op::Lseek, &lseek(offset, whence));
+        assert_eq!(fails(answer), want, "{offset} {whence}");
+    }
+    assert_eq!(u64_at(&call(Op::Lseek, &lseek(10, 4)).unwrap(), 0), 5000);
+    // A kernel that does not ask for it may.
+    call(Op::Fallocate, &fallocate(100, 50, 3)).unwrap();
+    let mut want = [1; 5000];
+    want[100..150].fill(0);
+    assert_eq!(m.get("f").unwrap(), want);
+    m.end();
+}
+
+/// Not that no kernel would send it, but only Linux does, and locks.
+#[test]
+fn a_read_waits_for_zeros_under_way() {
+    let Some(mut m) = openbsd(Options::default()) else {
+        return;
+    };
+    m.put("f", &[1; 5000]).unwrap();
+    let node = m.node("f").unwrap();
+    m.tree.set_mode(Mode::Hold);
+    let asked = m.tree.asked("fsync");
+    thread::scope(|s| {
+        let change = s.spawn(|| {
+            let punch = fallocate(0, 2000, 3);
+            m.device.call(Op::Fallocate, node, 0, &punch)
+        });
+        m.tree.wait_held(1);
+        let read = s.spawn(|| {
+            let body = [u64s(&[0, 1000]), u32s(&[10, 0, 0, 0, 0, 0])].concat();
+            m.device.call_sized(Op::Read, node, 0, &body, 10)
+        });
+        // raftd would let a change wait for company.
+        m.tree.wait_asked("fsync", asked + 1);
+        m.tree.apply_held();
+        change.join().unwrap().unwrap();
+        assert_eq!(read.join().unwrap().unwrap(), [0; 10]);
+    });
     m.end();
 }
 

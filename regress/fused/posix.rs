@@ -18,8 +18,9 @@
 #![forbid(unsafe_code)]
 
 use crate::client::{fails, Client};
-use crate::{mount, openbsd, scenarios, Options};
-use common::fs::S_IFMT;
+use crate::tree::Mode;
+use crate::{mount, openbsd, scenarios, wait_until, Options};
+use common::fs::{FsError, S_IFMT};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::collections::BTreeSet;
@@ -392,6 +393,17 @@ fn a_write_takes_away_privileges_at_once() {
         Err(e) => return println!("SKIPPED: setpriv: {e}"),
     }
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777);
+
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    let status = std::process::Command::new("setpriv")
+        .args(["--reuid=_dfsd", "--clear-groups", "fallocate", "-l9000"])
+        .arg(&path)
+        .status();
+    assert!(status.unwrap().success());
+    // Of what it changes the kernel only asks again when it is told to.
+    wait_until("the bits are gone", || {
+        fs::metadata(&path).unwrap().mode() & 0o7777 == 0o777
+    });
 }
 
 #[test]
@@ -441,6 +453,106 @@ fn pages_outlive_a_close() {
     drop(f);
     read(b"ours..");
     assert!(!read(b"ours.."));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn room_and_holes() {
+    use nix::fcntl::{fallocate, FallocateFlags};
+    use nix::unistd::{lseek, Whence};
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    m.tree.create("f", &[1; 10_000]);
+    let f = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(m.path("f"))
+        .unwrap();
+    let mut bytes = vec![0; 10_000];
+    // All in the pages of the kernel.
+    f.read_exact_at(&mut bytes, 0).unwrap();
+    let (keep, punch) = (
+        FallocateFlags::FALLOC_FL_KEEP_SIZE,
+        FallocateFlags::FALLOC_FL_PUNCH_HOLE,
+    );
+    fallocate(&f, keep | punch, 4000, 200).unwrap();
+    f.read_exact_at(&mut bytes, 0).unwrap();
+    let mut want = vec![1; 10_000];
+    want[4000..4200].fill(0);
+    assert!(bytes == want);
+    assert!(m.tree.contents("f") == want);
+    fallocate(&f, keep, 9000, 9000).unwrap();
+    assert_eq!(f.metadata().unwrap().len(), 10_000);
+    fallocate(&f, FallocateFlags::empty(), 9000, 3000).unwrap();
+    assert_eq!(f.metadata().unwrap().len(), 12_000);
+    assert_eq!(lseek(&f, 100, Whence::SeekHole), Ok(12_000));
+    assert_eq!(lseek(&f, 100, Whence::SeekData), Ok(100));
+    assert_eq!(lseek(&f, 12_000, Whence::SeekData), Err(Errno::ENXIO));
+
+    fallocate(&f, FallocateFlags::FALLOC_FL_ZERO_RANGE, 8000, 12_000).unwrap();
+    assert_eq!(f.metadata().unwrap().len(), 20_000);
+    want.truncate(8000);
+    want.resize(20_000, 0);
+    assert!(fs::read(m.path("f")).unwrap() == want);
+
+    m.tree.set_mode(Mode::Refuse(FsError::NoSpace));
+    let refused = fallocate(&f, FallocateFlags::empty(), 0, 1 << 30);
+    assert_eq!(refused, Err(Errno::ENOSPC));
+    m.tree.set_mode(Mode::Apply);
+    assert!(fs::read(m.path("f")).unwrap() == want);
+}
+
+#[test]
+fn reads_are_told_once() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    m.tree.create("f", &[1; 5000]);
+    let told = || m.tree.asked("accessed");
+    for _ in 0..3 {
+        assert_eq!(fs::read(m.path("f")).unwrap(), [1; 5000]);
+    }
+    m.tree.wait_asked("accessed", 1);
+    let before = told();
+    // The pages are those of our own write, and the read is seen nevertheless.
+    fs::write(m.path("f"), [2; 5000]).unwrap();
+    for _ in 0..3 {
+        assert_eq!(fs::read(m.path("f")).unwrap(), [2; 5000]);
+    }
+    m.tree.wait_asked("accessed", before + 1);
+    assert_eq!(told(), before + 1);
+    // Written and not read.
+    fs::write(m.path("f"), [3; 5000]).unwrap();
+    fs::metadata(m.path("f")).unwrap();
+    assert_eq!(told(), before + 1);
+    // Without a quorum nobody could note it.
+    m.tree.quorum(false);
+    m.tree.revoke_and_wait("f");
+    assert_eq!(fs::read(m.path("f")).unwrap(), [3; 5000]);
+    assert_eq!(told(), before + 1);
+}
+
+#[test]
+fn reads_are_not_told() {
+    for options in [
+        Options {
+            read_only: true,
+            ..Options::default()
+        },
+        Options {
+            noatime: true,
+            ..Options::default()
+        },
+    ] {
+        let Some(m) = mount(options) else {
+            return;
+        };
+        m.tree.create("f", &[1; 5000]);
+        assert_eq!(fs::read(m.path("f")).unwrap(), [1; 5000]);
+        assert_eq!(fs::read_dir(m.path("")).unwrap().count(), 1);
+        assert_eq!(m.tree.asked("accessed"), 0);
+    }
 }
 
 fn read_only_scenario(c: &impl Client) {

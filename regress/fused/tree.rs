@@ -21,8 +21,8 @@
 #![forbid(unsafe_code)]
 
 use common::fs::{
-    Attr, Cookie, Cred, Dirent, FsError, InodeNo, ReqId, SetAttr, SetTime, Statfs, Time,
-    INLINE_MAX, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, S_ISUID,
+    Attr, Cookie, Cred, Dirent, Fallocate, FallocateHow, FsError, InodeNo, ReqId, SetAttr, SetTime,
+    Statfs, Time, INLINE_MAX, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, S_ISUID,
 };
 use common::imsg::{ImsgReader, ImsgWriter, Imsgbuf};
 use common::msg::{FsOp, FsRep, FusedToRaftd, RaftdToFused, FUSED_FRAME_MAX};
@@ -131,6 +131,9 @@ fn name_of(op: &FsOp) -> &'static str {
         FsOp::Listxattr { .. } => "listxattr",
         FsOp::Setxattr { .. } => "setxattr",
         FsOp::Removexattr { .. } => "removexattr",
+        FsOp::Fallocate { .. } => "fallocate",
+        FsOp::Seek { .. } => "seek",
+        FsOp::Accessed { .. } => "accessed",
     }
 }
 
@@ -236,6 +239,8 @@ impl Tree {
     fn perform(&self, state: &mut State, id: ReqId, cred: Cred, op: FsOp, data: Vec<u8>) {
         match &op {
             FsOp::Release { ino } => return state.release(*ino),
+            FsOp::Accessed { .. } => return,
+            FsOp::Fallocate { .. } => return self.change(state, Change { id, op, data }),
             FsOp::Write { append, .. } => {
                 if !append {
                     self.send(&RaftdToFused::Accepted { id, attr: None }, None, &[]);
@@ -722,6 +727,7 @@ impl State {
         let ino = match op {
             FsOp::Getattr { ino } | FsOp::Read { ino, .. } | FsOp::Fsync { ino } => *ino,
             FsOp::Getxattr { ino, .. } | FsOp::Listxattr { ino } => *ino,
+            FsOp::Seek { ino, .. } => *ino,
             FsOp::Open { ino, .. } => *ino,
             FsOp::Lookup { parent, name } => match self.find(*parent, name) {
                 Ok(ino) => ino,
@@ -734,7 +740,9 @@ impl State {
 
     fn has_held(&self, ino: InodeNo) -> bool {
         self.held.iter().any(|change| match &change.op {
-            FsOp::Write { ino: own, .. } | FsOp::Setattr { ino: own, .. } => *own == ino,
+            FsOp::Write { ino: own, .. }
+            | FsOp::Setattr { ino: own, .. }
+            | FsOp::Fallocate { ino: own, .. } => *own == ino,
             _ => false,
         })
     }
@@ -862,6 +870,23 @@ impl State {
         self.spilled(ino);
         self.touch(ino);
         Ok(())
+    }
+
+    fn fallocate(&mut self, ino: InodeNo, what: &Fallocate) -> Result<Attr, FsError> {
+        let size = self.get(ino)?.attr.size;
+        let end = what.offset + what.len;
+        if end > size && !what.keep_size {
+            self.resize(ino, end)?;
+        }
+        if what.kill_priv {
+            self.get_mut(ino)?.attr.mode &= !(S_ISUID | S_ISGID);
+        }
+        let end = end.min(self.get(ino)?.attr.size);
+        match what.how {
+            FallocateHow::Reserve => Ok(self.get(ino)?.attr.clone()),
+            _ if end <= what.offset => Ok(self.get(ino)?.attr.clone()),
+            _ => self.put_bytes(ino, what.offset, &vec![0; (end - what.offset) as usize]),
+        }
     }
 
     fn put_bytes(&mut self, ino: InodeNo, offset: u64, data: &[u8]) -> Result<Attr, FsError> {
@@ -1158,7 +1183,17 @@ impl State {
                 removed.ok_or(FsError::NoAttr)?;
                 FsRep::Attr(self.get_mut(*ino)?.noted().clone())
             }
-            FsOp::Release { .. } => return Err(FsError::Invalid),
+            FsOp::Fallocate { ino, what } => FsRep::Attr(self.fallocate(*ino, what)?),
+            FsOp::Seek { ino, offset, hole } => {
+                // All is data.
+                let size = self.get(*ino)?.attr.size;
+                match (*offset >= size, hole) {
+                    (true, _) => return Err(FsError::NoOffset),
+                    (false, true) => FsRep::Offset(size),
+                    (false, false) => FsRep::Offset(*offset),
+                }
+            }
+            FsOp::Release { .. } | FsOp::Accessed { .. } => return Err(FsError::Invalid),
         })
     }
 }

@@ -884,6 +884,242 @@ fn larger_files_move_out() {
     check_books(&t.meta);
 }
 
+fn fallocate(ino: InodeNo, how: FallocateHow, range: std::ops::Range<u64>, keep_size: bool) -> Op {
+    let what = Fallocate {
+        how,
+        offset: range.start,
+        len: range.end - range.start,
+        keep_size,
+        kill_priv: false,
+    };
+    Op::Fallocate { ino, what }
+}
+
+/// The blocks of a file, in three ways that must agree.
+fn blocks(t: &Tree, ino: InodeNo) -> u64 {
+    let counted = space::count(&t.meta.read(), ino).unwrap();
+    assert_eq!(t.attr(ino).blocks, counted * (BLOCK / 512));
+    counted
+}
+
+#[test]
+fn room_before_it_is_written() {
+    use FallocateHow::{Punch, Reserve, Zero};
+    let mut t = Tree::new();
+    let f = t.make(create(ROOT, "f"));
+    t.write(f, 0, 100).0.unwrap();
+    let before = t.attr(f);
+    // In the record, as long as all fits there.
+    t.op(fallocate(f, Reserve, 0..1500, true)).unwrap();
+    let attr = t.attr(f);
+    assert_eq!((attr.size, attr.mtime), (100, before.mtime));
+    assert!(attr.ctime > before.ctime && attr.data_version == before.data_version);
+    t.op(fallocate(f, Reserve, 50..200, false)).unwrap();
+    let attr = t.attr(f);
+    assert!(attr.mtime > before.mtime && attr.data_version > before.data_version);
+    assert_eq!(t.inline(f), [vec![b'x'; 100], vec![0; 100]].concat());
+    t.op(fallocate(f, Punch, 10..1 << 40, true)).unwrap();
+    t.op(fallocate(f, Zero, 190..210, false)).unwrap();
+    t.op(fallocate(f, Zero, 0..2, true)).unwrap();
+    let want = [&[0; 2][..], &[b'x'; 8], &[0; 200]].concat();
+    assert_eq!(t.inline(f), want);
+
+    // Out of it, with the blocks of what is beyond the end.
+    let (outcome, effects) = t.full(
+        fallocate(f, Reserve, 8192..3 * 4096 + 1, true),
+        Payload::none(),
+    );
+    assert_eq!(attr_of(outcome).size, 210);
+    let contents = want;
+    let reserve = DataOp::Reserve {
+        ino: f,
+        offset: 8192,
+        len: 4097,
+        blocks: 3,
+    };
+    assert_eq!(effects.data, [DataOp::Spill { ino: f, contents }, reserve]);
+    assert!(effects.changes.contains(&Change::Spilled { ino: f }));
+    assert_eq!((blocks(&t, f), t.used_blocks()), (3, 3));
+    // Once more costs nothing; to write there takes no block.
+    t.op(fallocate(f, Reserve, 8192..3 * 4096 + 1, true))
+        .unwrap();
+    t.write(f, 9000, 100).0.unwrap();
+    assert_eq!((blocks(&t, f), t.used_blocks()), (3, 3));
+    assert_eq!(t.attr(f).size, 9100);
+
+    // Whole blocks go, and the last one if nothing is behind.
+    let e = t.effects(fallocate(f, Punch, 100..8193, true));
+    let zero = |offset, len| DataOp::Zero {
+        ino: f,
+        offset,
+        len,
+    };
+    assert_eq!(e.data, [zero(100, 8093)]);
+    assert_eq!(
+        e.changes,
+        [Change::Inode {
+            ino: f,
+            data: Some(100)
+        }]
+    );
+    assert_eq!(blocks(&t, f), 3);
+    let e = t.effects(fallocate(f, Punch, 0..9100, true));
+    assert_eq!(e.data, [zero(0, 12288)]);
+    assert_eq!((blocks(&t, f), t.used_blocks()), (1, 1), "beyond the end");
+    t.op(fallocate(f, Punch, 0..FILE_MAX, true)).unwrap();
+    assert_eq!(
+        (blocks(&t, f), t.used_blocks(), t.attr(f).size),
+        (0, 0, 9100)
+    );
+
+    let e = t.effects(fallocate(f, Zero, 4096..20_000, false));
+    let reserve = DataOp::Reserve {
+        ino: f,
+        offset: 4096,
+        len: 15_904,
+        blocks: 4,
+    };
+    let truncate = DataOp::Truncate {
+        ino: f,
+        size: 20_000,
+    };
+    assert_eq!(e.data, [zero(4096, 15_904), reserve, truncate]);
+    assert_eq!(blocks(&t, f), 4);
+    t.op(setattr(f, size(5000))).unwrap();
+    assert_eq!((blocks(&t, f), t.used_blocks()), (1, 1));
+}
+
+#[test]
+fn fallocate_refused() {
+    use FallocateHow::{Punch, Reserve, Zero};
+    let mut t = Tree::new();
+    let f = t.make(create(ROOT, "f"));
+    let d = t.make(mkdir(ROOT, "d"));
+    let pipe = t.make(mknod(ROOT, "p", 0o010644));
+    for how in [Reserve, Punch, Zero] {
+        let mut op = |ino, range, keep| t.op(fallocate(ino, how, range, keep));
+        assert_eq!(op(f, 5..5, true), Err(FsError::Invalid));
+        assert_eq!(op(f, 0..FILE_MAX + 1, true), Err(FsError::TooBig));
+        assert_eq!(op(f, u64::MAX - 1..u64::MAX, true), Err(FsError::TooBig));
+        assert_eq!(op(d, 0..1, true), Err(FsError::IsDir));
+        assert_eq!(op(pipe, 0..1, true), Err(FsError::Invalid));
+        assert_eq!(op(InodeNo(99), 0..1, true), Err(FsError::Stale));
+    }
+    let punch = fallocate(f, Punch, 0..1, false);
+    assert_eq!(t.op(punch), Err(FsError::Invalid));
+    // Of 10 blocks 4 are taken.
+    let report = Op::Capacity {
+        node: NodeId(1),
+        bytes: 10 * BLOCK,
+        inodes: 100,
+    };
+    t.op(report).unwrap();
+    t.write(f, 0, 4 * 4096).0.unwrap();
+    let before = t.attr(f);
+    for range in [0..11 * BLOCK, 0..FILE_MAX, 7 * BLOCK..14 * BLOCK] {
+        let (outcome, effects) = t.full(fallocate(f, Reserve, range, true), Payload::none());
+        assert_eq!(outcome, Err(FsError::NoSpace));
+        assert_eq!(effects, Effects::default());
+    }
+    assert_eq!(t.attr(f), before);
+    t.op(fallocate(f, Reserve, 0..10 * BLOCK, true)).unwrap();
+    t.op(fallocate(f, Punch, 0..BLOCK, true)).unwrap();
+    assert_eq!((blocks(&t, f), t.used_blocks()), (9, 9));
+    t.op(setattr(f, chmod(0o6755))).unwrap();
+    let Op::Fallocate { ino, mut what } = fallocate(f, Zero, 0..1, true) else {
+        panic!();
+    };
+    what.kill_priv = true;
+    let attr = attr_of(t.op(Op::Fallocate { ino, what }));
+    assert_eq!(attr.mode & 0o7777, 0o755);
+}
+
+#[test]
+fn holes_are_found() {
+    use space::Found::{Block, Nothing, Unto};
+    let mut t = Tree::new();
+    let f = t.make(create(ROOT, "f"));
+    let g = t.make(create(ROOT, "g"));
+    t.write(g, 0, 5000).0.unwrap();
+    // Blocks 2 and 3, the last of an extent and the first of the next, all of
+    // a third, and one 4 TiB away.
+    let far = 1 << 30;
+    for range in [2..4, 255..257, 512..768, far..far + 1] {
+        let range = range.start * BLOCK..range.end * BLOCK;
+        t.op(fallocate(f, FallocateHow::Zero, range, false))
+            .unwrap();
+    }
+    let data = |from, n| space::find_data(&t.meta.read(), f, from, n).unwrap();
+    let hole = |from, n| space::find_hole(&t.meta.read(), f, from, n).unwrap();
+    for (from, want_data, want_hole) in [
+        (0, Block(2), Block(0)),
+        (2, Block(2), Block(4)),
+        (3, Block(3), Block(4)),
+        (4, Block(255), Block(4)),
+        (255, Block(255), Block(257)),
+        (256, Block(256), Block(257)),
+        (257, Block(512), Block(257)),
+        (600, Block(600), Block(768)),
+        (768, Block(far), Block(768)),
+        (far, Block(far), Block(far + 1)),
+        (far + 1, Nothing, Block(far + 1)),
+        (u64::MAX / BLOCK, Nothing, Block(u64::MAX / BLOCK)),
+    ] {
+        assert_eq!(data(from, 9), want_data, "{from}");
+        assert_eq!(hole(from, 9), want_hole, "{from}");
+    }
+    assert_eq!(data(257, 1), Unto(512));
+    assert_eq!(hole(255, 1), Unto(256));
+    assert_eq!(hole(512, 0), Unto(512));
+}
+
+#[test]
+fn times_of_access() {
+    let mut t = Tree::new();
+    let f = t.make(create(ROOT, "f"));
+    let made = t.attr(f);
+    let read = |t: &Tree, ino| Op::Accessed {
+        inodes: vec![(InodeNo(999), Time::default()), (ino, t.attr(ino).ctime)],
+    };
+    let op = read(&t, f);
+    let effects = t.effects(op.clone());
+    let data = None;
+    assert_eq!(effects.changes, [Change::Inode { ino: f, data }]);
+    let attr = t.attr(f);
+    let want = Attr {
+        atime: time(t.index as i64),
+        ..made
+    };
+    assert_eq!(attr, want, "nothing else moves");
+    // Not again, by nobody.
+    assert_eq!(t.effects(op), Effects::default());
+    // What has changed since it was read is left alone.
+    let op = read(&t, f);
+    let set = SetAttr {
+        atime: Some(SetTime::At(time(1))),
+        ..SetAttr::default()
+    };
+    t.op(setattr(f, set)).unwrap();
+    assert_eq!(t.effects(op), Effects::default());
+    assert_eq!(t.attr(f).atime, time(1));
+    let op = read(&t, f);
+    t.op(op).unwrap();
+    assert_eq!(t.attr(f).atime, time(t.index as i64));
+    // A day later.
+    let (op, atime) = (read(&t, f), t.attr(f).atime);
+    for (later, moves) in [(86_399, false), (86_400, true)] {
+        let cmd = Command {
+            origin: None,
+            time: time(atime.sec + later),
+            op: op.clone(),
+            payload: Payload::none(),
+        };
+        let (_, effects) = t.apply(&cmd);
+        assert_eq!(effects.changes.len(), usize::from(moves));
+    }
+    assert_eq!(t.attr(f).atime, time(atime.sec + 86_400));
+}
+
 #[test]
 fn blocks_are_counted() {
     const B: u64 = BLOCK;
@@ -1539,7 +1775,7 @@ impl Script {
     fn op(&mut self, index: u64) -> (Op, Payload) {
         let (parent, name, cred) = (self.dir(), self.name(), self.cred());
         let (ino, check, mode) = (self.ino(), self.check(), self.mode());
-        let op = match self.rng.below(50) {
+        let op = match self.rng.below(54) {
             0..=6 => Op::Create {
                 parent,
                 name,
@@ -1635,6 +1871,29 @@ impl Script {
                 1 => Op::Floor { index },
                 _ => Op::Nop,
             },
+            50..=52 => {
+                let most = 2 << self.rng.below(22);
+                let len = self.rng.below(most);
+                Op::Fallocate {
+                    ino,
+                    what: Fallocate {
+                        how: [
+                            FallocateHow::Reserve,
+                            FallocateHow::Punch,
+                            FallocateHow::Zero,
+                        ][self.rng.below(3) as usize],
+                        offset: self.size(),
+                        len,
+                        keep_size: self.rng.flip(),
+                        kill_priv: self.rng.flip(),
+                    },
+                }
+            }
+            53 => {
+                let read = |_| (self.ino(), time(self.rng.below(1000) as i64));
+                let inodes = (0..9).map(read).collect();
+                Op::Accessed { inodes }
+            }
             _ => match self.rng.below(8) {
                 0 => return self.open_session(),
                 1..=4 => return self.xattr(ino, cred),
@@ -1782,7 +2041,7 @@ fn run(seed: u64, count: u64) {
         }
     }
     // Else the script has lost its way.
-    assert_eq!(done.len(), 20, "{done:?}");
+    assert_eq!(done.len(), 22, "{done:?}");
     let total: u64 = done.values().sum();
     assert!(total > count / 5, "{done:?}");
     assert!(done.values().all(|n| *n > 10), "{done:?}");

@@ -355,7 +355,7 @@ fn random_entry(seed: u64, index: u64) -> Entry {
         3..=6 => 1 + r.below(20_000),
         _ => 1 + r.below(200_000),
     };
-    let (op, bytes) = match r.below(20) {
+    let (op, bytes) = match r.below(25) {
         0..=3 => (create(&name), Vec::new()),
         4..=9 => {
             let at = WriteAt::Offset(r.below(100_000) >> r.below(17));
@@ -379,6 +379,20 @@ fn random_entry(seed: u64, index: u64) -> Entry {
         18 => {
             let inodes = (2..2 + index / 8).map(InodeNo).collect();
             (Op::Release { inodes }, Vec::new())
+        }
+        20..=24 => {
+            let what = Fallocate {
+                how: match r.below(4) {
+                    0 => FallocateHow::Reserve,
+                    1 => FallocateHow::Zero,
+                    _ => FallocateHow::Punch,
+                },
+                offset: r.below(100_000) >> r.below(17),
+                len: 1 + (r.below(100_000) >> r.below(17)),
+                keep_size: r.below(3) > 0,
+                kill_priv: false,
+            };
+            (Op::Fallocate { ino, what }, Vec::new())
         }
         _ => (Op::Nop, Vec::new()),
     };
@@ -413,6 +427,15 @@ impl Model {
                 (Op::Setattr { ino, set, .. }, _) => {
                     let file = self.0.get_mut(ino).unwrap();
                     file.resize(set.size.unwrap() as usize, 0);
+                }
+                (Op::Fallocate { ino, what }, Reply::Attr(attr)) => {
+                    let file = self.0.get_mut(ino).unwrap();
+                    file.resize(attr.size as usize, 0);
+                    let to = file.len().min((what.offset + what.len) as usize);
+                    let zeros = file.get_mut(what.offset as usize..to).unwrap_or(&mut []);
+                    if what.how != FallocateHow::Reserve {
+                        zeros.fill(0);
+                    }
                 }
                 _ => {}
             }

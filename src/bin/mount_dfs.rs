@@ -49,23 +49,20 @@ const LINUX_NAME: &str = "mount.dfs";
 /// What fstab(5) can say that is so in any case, or is meant for mount(8) and
 /// those who read fstab(5).  What dfsd.conf says can only be narrowed, so that
 /// the opposite of a narrowing option is among these.
-const IGNORED: [&str; 19] = [
+const IGNORED: [&str; 16] = [
     "",
     "_netdev",
     "async",
-    "atime",
     "auto",
     "defaults",
     "diratime",
     "group",
     "net",
-    "noatime",
     "noauto",
     "nodiratime",
     "nofail",
     "nouser",
     "owner",
-    "relatime",
     "silent",
     "user",
     "users",
@@ -204,6 +201,8 @@ impl Options {
             "dev" => (&mut self.attach.nodev, false),
             "noexec" => (&mut self.attach.noexec, true),
             "exec" => (&mut self.attach.noexec, false),
+            "noatime" => (&mut self.attach.noatime, true),
+            "atime" | "relatime" => (&mut self.attach.noatime, false),
             _ => return false,
         };
         *option = value;
@@ -406,6 +405,7 @@ mod tests {
             (a.nosuid, "nosuid "),
             (a.nodev, "nodev "),
             (a.noexec, "noexec "),
+            (a.noatime, "noatime "),
         ];
         all.iter().filter(|(on, _)| *on).map(|(_, s)| *s).collect()
     }
@@ -445,6 +445,10 @@ mod tests {
     fn the_last_option_counts() {
         let mut o = Options::new();
         o.mount_options("ro,rw,nosuid,nodev,noexec,defaults,exec,,comment=a");
+        assert_eq!(narrowed(&o), "nosuid nodev ");
+        o.mount_options("noatime,nodiratime");
+        assert_eq!(narrowed(&o), "nosuid nodev noatime ");
+        o.mount_options("relatime");
         assert_eq!(narrowed(&o), "nosuid nodev ");
     }
 

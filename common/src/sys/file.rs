@@ -34,3 +34,54 @@ pub fn syncfs(fd: impl AsFd) -> Option<io::Result<()>> {
 pub fn syncfs(_fd: impl AsFd) -> Option<io::Result<()>> {
     None
 }
+
+/// Makes a hole; the size of the file stays.  None where the system, or the
+/// file system, makes none.
+#[cfg(target_os = "linux")]
+pub fn punch(fd: impl AsFd, offset: u64, len: u64) -> Option<io::Result<()>> {
+    use nix::fcntl::FallocateFlags;
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(fd, flags, offset, len)
+}
+
+/// Takes room on the disk for that range; the size of the file stays.  None
+/// where no room can be taken before it is written to.
+#[cfg(target_os = "linux")]
+pub fn preallocate(fd: impl AsFd, offset: u64, len: u64) -> Option<io::Result<()>> {
+    fallocate(
+        fd,
+        nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE,
+        offset,
+        len,
+    )
+}
+
+#[cfg(target_os = "linux")]
+fn fallocate(
+    fd: impl AsFd,
+    flags: nix::fcntl::FallocateFlags,
+    offset: u64,
+    len: u64,
+) -> Option<io::Result<()>> {
+    use nix::errno::Errno;
+    let (Ok(offset), Ok(len)) = (offset.try_into(), len.try_into()) else {
+        return Some(Err(io::ErrorKind::InvalidInput.into()));
+    };
+    loop {
+        match nix::fcntl::fallocate(fd.as_fd(), flags, offset, len) {
+            Err(Errno::EINTR) => (),
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return None,
+            other => return Some(other.map_err(io::Error::from)),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn punch(_fd: impl AsFd, _offset: u64, _len: u64) -> Option<io::Result<()>> {
+    None
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn preallocate(_fd: impl AsFd, _offset: u64, _len: u64) -> Option<io::Result<()>> {
+    None
+}

@@ -49,6 +49,7 @@ pub struct MountFlags {
     pub nosuid: bool,
     pub nodev: bool,
     pub noexec: bool,
+    pub noatime: bool,
 }
 
 /// A line of the table of mounts.
@@ -95,6 +96,7 @@ pub fn fuse_mount(
     ms.set(MsFlags::MS_NOSUID, flags.nosuid);
     ms.set(MsFlags::MS_NODEV, flags.nodev);
     ms.set(MsFlags::MS_NOEXEC, flags.noexec);
+    ms.set(MsFlags::MS_NOATIME, flags.noatime);
     mount(Some("dfsd"), point, Some(FSTYPE), ms, Some(data.as_str()))?;
     Ok(())
 }
@@ -193,6 +195,7 @@ mod ffi {
     pub const MNT_NOEXEC: c_int = 0x4;
     pub const MNT_NOSUID: c_int = 0x8;
     pub const MNT_NODEV: c_int = 0x10;
+    pub const MNT_NOATIME: c_int = 0x8000;
     pub const MNT_FORCE: c_int = 0x80000;
 
     extern "C" {
@@ -220,6 +223,7 @@ pub fn fuse_mount(
         (flags.nosuid, ffi::MNT_NOSUID),
         (flags.nodev, ffi::MNT_NODEV),
         (flags.noexec, ffi::MNT_NOEXEC),
+        (flags.noatime, ffi::MNT_NOATIME),
     ] {
         if set {
             bits |= bit;

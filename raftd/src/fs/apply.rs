@@ -248,6 +248,8 @@ impl Apply<'_, '_> {
                 self.adopt_some(*tree, *max)?;
                 Ok(Reply::Done)
             }
+            Op::Fallocate { ino, what } => self.fallocate(*ino, what),
+            Op::Accessed { inodes } => self.accessed(inodes),
         }
     }
 

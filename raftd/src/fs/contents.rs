@@ -123,7 +123,7 @@ impl Apply<'_, '_> {
     }
 
     /// The bytes of a small file that has this size then.
-    fn resize_inline<'i>(
+    pub(super) fn resize_inline<'i>(
         &mut self,
         inode: &'i mut Inode,
         size: usize,
@@ -170,7 +170,12 @@ impl Apply<'_, '_> {
 
     /// Takes the planned blocks, or refuses before anything has changed; what
     /// is inline moves out.
-    fn take(&mut self, ino: InodeNo, inode: &mut Inode, plan: &Plan) -> Result<(), ReadError> {
+    pub(super) fn take(
+        &mut self,
+        ino: InodeNo,
+        inode: &mut Inode,
+        plan: &Plan,
+    ) -> Result<(), ReadError> {
         // The block of a small file is in the plan, and charged already.
         let inline = match inode.contents {
             Contents::Inline(_) => inode.contents_blocks(),

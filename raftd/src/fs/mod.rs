@@ -17,11 +17,13 @@
 //! no local state, and never waits: the same log gives the same bytes
 //! everywhere.
 
+mod accessed;
 mod acl;
 pub mod apply;
 mod contents;
 pub mod dedup;
 pub mod dirent;
+mod fallocate;
 pub mod inode;
 pub mod op;
 pub mod orphan;
@@ -81,6 +83,16 @@ pub enum DataOp {
     /// The inode is gone.  The file goes with the next checkpoint, since a
     /// replay from the last one may still write to it.
     Remove { ino: InodeNo },
+    /// These bytes are zeros, as far as the file has them.
+    Zero { ino: InodeNo, offset: u64, len: u64 },
+    /// The disk shall have room for this range, where it can promise that.
+    Reserve {
+        ino: InodeNo,
+        offset: u64,
+        len: u64,
+        /// Of the whole file, with the range.
+        blocks: u64,
+    },
 }
 
 /// What kernels may hold a cached copy of, and no longer may.

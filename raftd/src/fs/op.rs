@@ -16,7 +16,7 @@
 //! the wire and the log format; variants and fields are only ever appended.
 
 use crate::payload::Payload;
-use common::fs::{Cred, InodeNo, NodeId, SessionId, SetAttr, Time, TreeNo};
+use common::fs::{Cred, Fallocate, InodeNo, NodeId, SessionId, SetAttr, Time, TreeNo};
 use common::xattr::XattrHow;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -161,6 +161,14 @@ pub enum Op {
     Adopt {
         tree: TreeNo,
         max: u32,
+    },
+    Fallocate {
+        ino: InodeNo,
+        what: Fallocate,
+    },
+    /// Inodes that were read, each with its ctime as it was then.
+    Accessed {
+        inodes: Vec<(InodeNo, Time)>,
     },
 }
 

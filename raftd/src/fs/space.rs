@@ -199,6 +199,14 @@ impl Bitmap {
         self.0.iter().map(|w| u64::from(w.count_ones())).sum()
     }
 
+    /// The lowest block that is there.
+    fn first(self) -> Option<u64> {
+        let words = self.0.iter().zip([0, 64, 128, 192]);
+        let mut set = words.filter(|(word, _)| **word != 0);
+        set.next()
+            .map(|(word, base)| base + u64::from(word.trailing_zeros()))
+    }
+
     /// The words of a run of blocks, each a mask.
     fn run(blocks: Range<u64>) -> Bitmap {
         let mut words = [0; 4];
@@ -281,16 +289,31 @@ fn bitmap(v: &View<'_>, ino: InodeNo, extent: u64) -> Result<Bitmap, MetaError> 
 /// Gives back all blocks that lie whole at or beyond this size; answers how
 /// many.
 pub(super) fn cut(tx: &mut Writer<'_>, ino: InodeNo, size: u64) -> Result<u64, MetaError> {
-    let first = size.div_ceil(BLOCK);
-    let mut cut = Vec::new();
-    for item in tx.range(&key2(EXTENT, ino.0, first / BITS), &key(EXTENT, ino.0))? {
+    free(tx, ino, size.div_ceil(BLOCK)..u64::MAX)
+}
+
+/// Gives back those of these blocks that are there; answers how many.
+pub(super) fn free(
+    tx: &mut Writer<'_>,
+    ino: InodeNo,
+    blocks: Range<u64>,
+) -> Result<u64, MetaError> {
+    let mut touched = Vec::new();
+    let from = key2(EXTENT, ino.0, blocks.start / BITS);
+    for item in tx.range(&from, &key(EXTENT, ino.0))? {
         let (key, value) = item?;
-        cut.push((number(key, 9)?, Bitmap::decode(value)?));
+        let extent = number(key, 9)?;
+        if extent >= blocks.end.div_ceil(BITS) {
+            break;
+        }
+        touched.push((extent, Bitmap::decode(value)?));
     }
     let mut freed = 0;
-    for (extent, old) in cut {
-        let keep = first.saturating_sub(extent * BITS).min(BITS);
-        let new = old.without(Bitmap::run(keep..BITS));
+    for (extent, old) in touched {
+        let base = extent * BITS;
+        let from = blocks.start.saturating_sub(base).min(BITS);
+        let to = blocks.end.saturating_sub(base).min(BITS);
+        let new = old.without(Bitmap::run(from..to.max(from)));
         freed += old.count() - new.count();
         let key = key2(EXTENT, ino.0, extent);
         if new == Bitmap::default() {
@@ -300,6 +323,70 @@ pub(super) fn cut(tx: &mut Writer<'_>, ino: InodeNo, size: u64) -> Result<u64, M
         }
     }
     Ok(freed)
+}
+
+/// What a search has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// This block.
+    Block(u64),
+    /// Nothing up to here; the search was broken off.
+    Unto(u64),
+    /// There is none.
+    Nothing,
+}
+
+/// Finds the first block from `from` on that is there, looking at no more
+/// than `extents` of those that are stored.
+pub fn find_data(
+    v: &View<'_>,
+    ino: InodeNo,
+    from: u64,
+    extents: usize,
+) -> Result<Found, MetaError> {
+    let start = key2(EXTENT, ino.0, from / BITS);
+    let mut next = from;
+    for (n, item) in v.range(&start, &key(EXTENT, ino.0))?.enumerate() {
+        if n == extents {
+            return Ok(Found::Unto(next));
+        }
+        let (key, value) = item?;
+        let base = number(key, 9)?.saturating_mul(BITS);
+        let after = from.saturating_sub(base).min(BITS);
+        let rest = Bitmap::decode(value)?.without(Bitmap::run(0..after));
+        if let Some(bit) = rest.first() {
+            return Ok(Found::Block(base.saturating_add(bit)));
+        }
+        next = base.saturating_add(BITS);
+    }
+    Ok(Found::Nothing)
+}
+
+/// The same for the first block that is not there, which there always is.
+pub fn find_hole(
+    v: &View<'_>,
+    ino: InodeNo,
+    from: u64,
+    extents: usize,
+) -> Result<Found, MetaError> {
+    let start = key2(EXTENT, ino.0, from / BITS);
+    let mut next = from;
+    for (n, item) in v.range(&start, &key(EXTENT, ino.0))?.enumerate() {
+        if n == extents {
+            return Ok(Found::Unto(next));
+        }
+        let (key, value) = item?;
+        let base = number(key, 9)?.saturating_mul(BITS);
+        if base > next {
+            break;
+        }
+        let missing = Bitmap::run(next - base..BITS).without(Bitmap::decode(value)?);
+        if let Some(bit) = missing.first() {
+            return Ok(Found::Block(base.saturating_add(bit)));
+        }
+        next = base.saturating_add(BITS);
+    }
+    Ok(Found::Block(next))
 }
 
 /// The blocks that a file has, counted.

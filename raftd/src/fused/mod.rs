@@ -19,8 +19,10 @@
 //! asked for it, before that one has its answer; and only if that kernel was
 //! ever told of the inode, since it cannot cache what it does not know.
 
+mod accessed;
 mod lane;
 mod request;
+mod seek;
 
 use crate::age::Age;
 use crate::barrier::Barrier;
@@ -29,6 +31,7 @@ use crate::fs::{dirent, inode, Change};
 use crate::propose::{How, Proposer};
 use crate::store::state_machine::Applied;
 use crate::store::Store;
+use accessed::Accesses;
 use bytes::Bytes;
 use common::conf::{Mount, MountId};
 use common::ctl::{CtlMount, MountState};
@@ -76,6 +79,7 @@ pub struct Mounts {
     queued: Mutex<HashMap<InodeNo, Queued>>,
     orphans: Mutex<HashSet<InodeNo>>,
     orphaned: Notify,
+    accesses: Accesses,
 }
 
 /// What mounts must know that show what this node has without asking others.
@@ -161,6 +165,7 @@ impl Mounts {
             queued: Mutex::new(HashMap::new()),
             orphans: Mutex::new(HashSet::new()),
             orphaned: Notify::new(),
+            accesses: Accesses::default(),
         })
     }
 

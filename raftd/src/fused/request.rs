@@ -89,6 +89,7 @@ fn only_looks(op: &FsOp) -> bool {
             | FsOp::Statfs
             | FsOp::Getxattr { .. }
             | FsOp::Listxattr { .. }
+            | FsOp::Seek { .. }
     )
 }
 
@@ -127,6 +128,9 @@ impl Fused {
         if let FsOp::Release { ino } = op {
             return self.release(ino);
         }
+        if let FsOp::Accessed { ino } = op {
+            return self.accessed(ino);
+        }
         let deadline = Instant::now() + self.conf.timeout;
         let how = How { deadline, lane };
         let dirty = self.conf.dirty && only_looks(&op);
@@ -162,6 +166,7 @@ impl Fused {
             | FsOp::Readlink { .. }
             | FsOp::Read { .. }
             | FsOp::Readdir { .. }
+            | FsOp::Seek { .. }
             | FsOp::Statfs
             | FsOp::Getxattr { .. }
             | FsOp::Listxattr { .. } => self.look(id, op, deadline),
@@ -186,6 +191,7 @@ impl Fused {
             | FsOp::Readdir { ino, .. }
             | FsOp::Open { ino, .. }
             | FsOp::Getxattr { ino, .. }
+            | FsOp::Seek { ino, .. }
             | FsOp::Listxattr { ino } => *ino,
             _ => return None,
         };
@@ -254,6 +260,7 @@ impl Fused {
             FsOp::Getattr { ino }
             | FsOp::Read { ino, .. }
             | FsOp::Getxattr { ino, .. }
+            | FsOp::Seek { ino, .. }
             | FsOp::Listxattr { ino } => self.real(*ino).ok()?,
             FsOp::Lookup { parent, name } => {
                 let parent = self.real(*parent).ok()?;
@@ -288,6 +295,7 @@ impl Fused {
                 size,
                 plus,
             } => self.readdir(*ino, *after, *size, *plus),
+            FsOp::Seek { ino, offset, hole } => self.seek(*ino, *offset, *hole),
             FsOp::Statfs => self.statfs(),
             _ => Err(FsError::Unsupported),
         };
@@ -603,6 +611,7 @@ impl Fused {
             Op::Write { ino, .. }
             | Op::Setattr { ino, .. }
             | Op::Link { ino, .. }
+            | Op::Fallocate { ino, .. }
             | Op::SetXattr { ino, .. }
             | Op::RemoveXattr { ino, .. } => self.mounts.has_queued(*ino),
             // A file that takes another's place shall not do it empty.
@@ -887,6 +896,10 @@ impl Fused {
             FsOp::Removexattr { ino, name } => Op::RemoveXattr {
                 ino: self.real(ino)?,
                 name,
+            },
+            FsOp::Fallocate { ino, what } => Op::Fallocate {
+                ino: self.real(ino)?,
+                what,
             },
             _ => return Err(FsError::Unsupported),
         })

@@ -31,14 +31,14 @@
 
 #![forbid(unsafe_code)]
 
-use common::fs::InodeNo;
-use common::sys::file::syncfs;
+use common::fs::{InodeNo, BLOCK};
+use common::sys::file::{preallocate, punch, syncfs};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -50,6 +50,8 @@ const ASK_ROOM: u64 = 1 << 20;
 /// With fewer free bytes than this, or a 32nd of a small disk, writes stop.
 /// What is left is for the checkpoint, the log and whoever comes to help.
 const RESERVE: u64 = 64 << 20;
+/// Bytes that are looked at at a time where no hole can be made.
+const ZERO_STEP: usize = 64 << 10;
 /// From this many files on, syncing the whole file system is cheaper than
 /// one flush for each of them.
 const SYNC_ALL: usize = 16;
@@ -150,6 +152,28 @@ impl Data {
     /// Gives the file this size; what is new is a hole.
     pub fn truncate(&self, ino: InodeNo, size: u64) -> io::Result<()> {
         self.writable(ino)?.set_len(size)
+    }
+
+    /// Makes these bytes zeros, as far as the file has them.
+    pub fn zero(&self, ino: InodeNo, offset: u64, len: u64) -> io::Result<()> {
+        let file = self.writable(ino)?;
+        match punch(&*file, offset, len) {
+            Some(result) => result,
+            None => write_zeros(&file, offset, len),
+        }
+    }
+
+    /// Makes sure that the range of a file, which then has so many blocks, can
+    /// be written; where the disk can promise no such thing, nothing happens.
+    pub fn reserve(&self, ino: InodeNo, offset: u64, len: u64, blocks: u64) -> io::Result<()> {
+        let file = self.writable(ino)?;
+        // In a replay it may all be there, and no room for it once more.
+        let has = file.metadata()?.blocks().saturating_mul(512);
+        let missing = blocks.saturating_mul(BLOCK).saturating_sub(has);
+        if missing > 0 && self.room()?.bytes < missing {
+            return Err(reserve_reached());
+        }
+        preallocate(&*file, offset, len).unwrap_or(Ok(()))
     }
 
     /// Makes these bytes all that the file contains.
@@ -267,10 +291,7 @@ impl Data {
             }
         }
         if self.room()?.bytes < len {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                "only the reserve is left on the disk",
-            ));
+            return Err(reserve_reached());
         }
         self.files().unasked = 0;
         Ok(())
@@ -286,7 +307,7 @@ impl Data {
         let file = match self.open_write(ino, false) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 files.dirty.dirs.insert(dir_of(ino));
-                files.unasked += common::fs::BLOCK;
+                files.unasked += BLOCK;
                 self.open_write(ino, true)?
             }
             other => other?,
@@ -329,6 +350,33 @@ impl Data {
     }
 }
 
+/// For where no hole can be made.  What is a hole already remains one.
+fn write_zeros(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let end = offset.saturating_add(len).min(file.metadata()?.len());
+    let (mut buf, zeros) = (vec![0; ZERO_STEP], vec![0; ZERO_STEP]);
+    let mut at = offset;
+    while at < end {
+        let want = (end - at).min(ZERO_STEP as u64) as usize;
+        let got = file.read_at(buf.get_mut(..want).unwrap_or(&mut []), at)?;
+        if got == 0 {
+            break;
+        }
+        let (old, new) = (buf.get(..got), zeros.get(..got).unwrap_or(&[]));
+        if old != Some(new) {
+            file.write_all_at(new, at)?;
+        }
+        at += got as u64;
+    }
+    Ok(())
+}
+
+fn reserve_reached() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::StorageFull,
+        "only the reserve is left on the disk",
+    )
+}
+
 fn dir_of(ino: InodeNo) -> u8 {
     (ino.0 & 0xff) as u8
 }
@@ -362,6 +410,18 @@ mod tests {
         assert_eq!(data.read(ino, 9, 1).unwrap(), b"");
         data.truncate(ino, 5).unwrap();
         assert_eq!(fs::read(dir.join("ab/1ab")).unwrap(), b"abc\0\0");
+
+        data.write(ino, 0, &[1; 3 * ZERO_STEP]).unwrap();
+        data.zero(ino, 10, 5).unwrap();
+        write_zeros(&data.writable(ino).unwrap(), 20, 2 * ZERO_STEP as u64).unwrap();
+        data.zero(ino, 3 * ZERO_STEP as u64 - 1, 1 << 40).unwrap();
+        data.reserve(ino, 0, 4 * ZERO_STEP as u64, ZERO_STEP as u64 / 1024)
+            .unwrap();
+        let mut want = vec![1; 3 * ZERO_STEP];
+        want[10..15].fill(0);
+        want[20..20 + 2 * ZERO_STEP].fill(0);
+        want[3 * ZERO_STEP - 1] = 0;
+        assert!(fs::read(dir.join("ab/1ab")).unwrap() == want);
 
         let dirty = data.take_dirty();
         assert!(dirty.files.contains(&ino) && dirty.dirs.contains(&0xab));

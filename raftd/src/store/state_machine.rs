@@ -22,12 +22,14 @@
 //!    before that), or a checkpoint could hold what the log does not.
 //! 2. fs/apply.rs changes the metadata, under the exclusive lock, with it the
 //!    index of the entry.  That lock is held for no I/O on contents.
-//! 3. The backing files follow.  A write or spill, and a truncate that makes
-//!    the file longer, must be there before anybody sees the new size, so in step 2 the inode's record
-//!    was put back as it was, and now the new one is put.  Nobody else can
-//!    tell: only apply uses what else a write touches, and a checkpoint waits
-//!    for the end of the entry.  Another truncate or a removal follows after
-//!    it is visible: a file that is longer than its size shows nothing.
+//! 3. The backing files follow.  A write, spill or zeroing, and a truncate
+//!    that makes the file longer, must be there before anybody sees the new
+//!    size and version, so in step 2 the inode's record was put back as it
+//!    was, and now the new one is put.  Nobody else can tell: of what else a
+//!    write touches only the blocks are looked at, to find holes, where those
+//!    of the next moment are as good, and a checkpoint waits for the end of
+//!    the entry.  Another truncate or a removal follows after it is visible: a
+//!    file that is longer than its size shows nothing.
 //! 4. The rest of raftd is told, then openraft.
 
 #![forbid(unsafe_code)]
@@ -219,23 +221,28 @@ impl StateMachine {
         cmd: &Command,
     ) -> Result<(Verdict, Effects, Option<Record>), MetaError> {
         let mut tx = self.store.meta.write();
-        let before = match &cmd.op {
-            Op::Write { ino, .. } | Op::Setattr { ino, .. } => Some(Record::get(&tx, *ino)?),
+        let ino = match &cmd.op {
+            Op::Write { ino, .. } | Op::Setattr { ino, .. } | Op::Fallocate { ino, .. } => {
+                Some(*ino)
+            }
             _ => None,
         };
-        let size = match &cmd.op {
-            Op::Setattr { ino, .. } => fs::inode::get(&tx, *ino)?.map_or(0, |i| i.size()),
+        let before = ino.map(|ino| Record::get(&tx, ino)).transpose()?;
+        let size = match (&cmd.op, ino) {
+            (Op::Setattr { .. } | Op::Fallocate { .. }, Some(ino)) => {
+                fs::inode::get(&tx, ino)?.map_or(0, |i| i.size())
+            }
             _ => 0,
         };
         let (verdict, effects) = fs::apply::apply(&mut tx, log_id.index, cmd)?;
         tx.save(meta::LAST_APPLIED, &log_id, "last applied")?;
-        let grows = |op: &DataOp| match op {
-            DataOp::Write { .. } | DataOp::Spill { .. } => true,
+        let first = |op: &DataOp| match op {
+            DataOp::Write { .. } | DataOp::Spill { .. } | DataOp::Zero { .. } => true,
             DataOp::Truncate { size: to, .. } => *to > size,
-            DataOp::Remove { .. } => false,
+            DataOp::Remove { .. } | DataOp::Reserve { .. } => false,
         };
         let hidden = match before {
-            Some(before) if effects.data.iter().any(grows) => {
+            Some(before) if effects.data.iter().any(first) => {
                 let after = Record::get(&tx, before.ino)?;
                 before.put(&mut tx)?;
                 Some(after)
@@ -288,7 +295,9 @@ impl StateMachine {
     fn data_op(&mut self, op: &DataOp, bytes: &Bytes) -> Result<(), (InodeNo, io::Error)> {
         let data = &self.store.data;
         let began = Instant::now();
-        let heavy = self.slow || bytes.len() > HEAVY || self.store.is_syncing();
+        // To free or to take many blocks takes a while.
+        let long = matches!(op, DataOp::Zero { .. } | DataOp::Reserve { .. });
+        let heavy = self.slow || long || bytes.len() > HEAVY || self.store.is_syncing();
         let result = blocking(heavy, || match op {
             DataOp::Spill { ino, contents } => data.spill(*ino, contents).map_err(|e| (*ino, e)),
             DataOp::Write { ino, offset } => {
@@ -298,6 +307,18 @@ impl StateMachine {
             DataOp::Remove { ino } => {
                 data.remove(*ino);
                 Ok(())
+            }
+            DataOp::Zero { ino, offset, len } => {
+                data.zero(*ino, *offset, *len).map_err(|e| (*ino, e))
+            }
+            DataOp::Reserve {
+                ino,
+                offset,
+                len,
+                blocks,
+            } => {
+                let reserved = data.reserve(*ino, *offset, *len, *blocks);
+                reserved.map_err(|e| (*ino, e))
             }
         });
         self.slow = began.elapsed() > SLOW;

@@ -1,0 +1,193 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+//! Contents: write, truncate, and the one-way move from the inode record to a
+
+//! FALLOCATE and LSEEK: room taken, holes made and holes found.  fused only.
+//!
+//! A FALLOCATE is a change under way like a SETATTR of the size: reads of what
+//! it touches wait for it.  The kernel drops its own pages of a range of zeros
+//! when it has the answer.
+
+#![forbid(unsafe_code)]
+
+use super::{errno, errno_to, unexpected, Answer, Ops, Reply, Then, Wake};
+use crate::lock;
+use common::fs::{Cred, Fallocate, FallocateHow, Fh, InodeNo, FILE_MAX};
+use common::msg::{FsOp, FsRep, FusedToRaftd};
+use nix::errno::Errno;
+
+/// As the protocol has them, on all systems.
+const FALLOC_KEEP_SIZE: i32 = 0x01;
+const FALLOC_PUNCH_HOLE: i32 = 0x02;
+const FALLOC_ZERO_RANGE: i32 = 0x10;
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// What the mode of fallocate(2) means; a hole beyond the end is none.
+fn how(mode: i32) -> Option<(FallocateHow, bool)> {
+    let keep_size = mode & FALLOC_KEEP_SIZE != 0;
+    let how = match mode & !FALLOC_KEEP_SIZE {
+        0 => FallocateHow::Reserve,
+        FALLOC_PUNCH_HOLE if keep_size => FallocateHow::Punch,
+        FALLOC_ZERO_RANGE => FallocateHow::Zero,
+        _ => return None,
+    };
+    Some((how, keep_size))
+}
+
+/// The range of bytes, if a file can have them.
+fn checked(mode: i32, offset: u64, len: u64, cred: Cred) -> Result<Fallocate, Errno> {
+    let (how, keep_size) = how(mode).ok_or(Errno::EOPNOTSUPP)?;
+    if len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let end = offset.checked_add(len);
+    if end.is_none_or(|end| end > FILE_MAX) {
+        return Err(Errno::EFBIG);
+    }
+    Ok(Fallocate {
+        how,
+        offset,
+        len,
+        keep_size,
+        kill_priv: cred.uid != 0,
+    })
+}
+
+impl Ops {
+    #[allow(clippy::too_many_arguments)]
+    pub fn fallocate(
+        &self,
+        cred: Cred,
+        ino: InodeNo,
+        fh: Fh,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: Reply<()>,
+    ) {
+        let what = match checked(mode, offset, len, cred) {
+            Ok(what) => what,
+            Err(e) => return reply(Err(e)),
+        };
+        let op = FsOp::Fallocate { ino, what };
+        let mut state = lock(&self.state);
+        if let Some(e) = state.refuse(&self.mount, &op) {
+            drop(state);
+            return reply(Err(errno(e)));
+        }
+        let then = Then::Answer(Box::new(move |ops, answer| {
+            ops.allocated(ino, fh, answer, reply);
+        }));
+        let id = self.register(&mut state, self.deadline(), &op, then);
+        let inode = state.inodes.get_or_new(ino);
+        inode.clear(true);
+        // Up to the end of all, since the end of the file may move.
+        inode.busy().pending.begin(id, offset..u64::MAX);
+        drop(state);
+        self.control.send(&FusedToRaftd::Req { id, cred, op });
+    }
+
+    /// A FALLOCATE is applied, or never will be.
+    fn allocated(&self, ino: InodeNo, fh: Fh, answer: Answer<'_>, reply: Reply<()>) {
+        let mut state = lock(&self.state);
+        let mut ready = Vec::new();
+        if let Some(busy) = state.inodes.if_busy(ino) {
+            ready = busy.pending.end(answer.id);
+        }
+        let attr = match answer.result {
+            Ok(FsRep::Attr(attr)) => attr,
+            Ok(_) => unexpected(),
+            Err(e) => {
+                let reply = Some(errno_to(reply));
+                return self.change_failed(state, ino, Some(fh), e, reply, ready);
+            }
+        };
+        let inode = state.inodes.get_or_new(ino);
+        inode.version = Some(attr.data_version);
+        let killed = inode.note(&attr, answer.index);
+        state.inodes.tidy(ino);
+        state.changed(ino, Some(&attr), answer.index);
+        drop(state);
+        ready.into_iter().for_each(|wake| wake(self));
+        if killed {
+            self.stale_inode(ino, None);
+        }
+        reply(Ok(()));
+    }
+
+    /// For whence SEEK_DATA and SEEK_HOLE; the others the kernel knows itself.
+    pub fn lseek(&self, cred: Cred, ino: InodeNo, offset: i64, whence: i32, reply: Reply<i64>) {
+        let hole = match whence {
+            SEEK_DATA => false,
+            SEEK_HOLE => true,
+            _ => return reply(Err(Errno::EINVAL)),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply(Err(Errno::ENXIO));
+        };
+        let op = FsOp::Seek { ino, offset, hole };
+        let go: Wake = Box::new(move |ops| {
+            ops.ask(cred, op, move |_, answer| match answer.result {
+                Ok(FsRep::Offset(at)) => reply(i64::try_from(at).map_err(|_| Errno::EOVERFLOW)),
+                Ok(_) => unexpected(),
+                Err(e) => reply(Err(errno(e))),
+            });
+        });
+        let mut state = lock(&self.state);
+        let go = match state.inodes.if_busy(ino) {
+            Some(busy) => busy.pending.wait(Some(offset..u64::MAX), go),
+            None => Err(go),
+        };
+        drop(state);
+        match go {
+            Err(go) => go(self),
+            Ok(()) => self.hurry(ino),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_and_ranges() {
+        let root = Cred { uid: 0, gid: 0 };
+        for (mode, offset, len, want) in [
+            (0, 0, 0, Errno::EINVAL),
+            (0, 1 << 63, 1, Errno::EFBIG),
+            (0, u64::MAX, u64::MAX, Errno::EFBIG),
+            (1, FILE_MAX, 1, Errno::EFBIG),
+            (2, 0, 1, Errno::EOPNOTSUPP),
+            (0x13, 0, 1, Errno::EOPNOTSUPP),
+            (8, 0, 4096, Errno::EOPNOTSUPP),
+            (0x20, 0, 4096, Errno::EOPNOTSUPP),
+            (0x40, 0, 4096, Errno::EOPNOTSUPP),
+            (-1, 0, 4096, Errno::EOPNOTSUPP),
+        ] {
+            assert_eq!(checked(mode, offset, len, root), Err(want), "{mode:#x}");
+        }
+        for (mode, how, keep_size) in [
+            (0, FallocateHow::Reserve, false),
+            (1, FallocateHow::Reserve, true),
+            (3, FallocateHow::Punch, true),
+            (0x10, FallocateHow::Zero, false),
+            (0x11, FallocateHow::Zero, true),
+        ] {
+            let got = checked(mode, 1, FILE_MAX - 1, root).unwrap();
+            assert_eq!((got.how, got.keep_size), (how, keep_size));
+        }
+    }
+}
