@@ -19,8 +19,9 @@
 //! A request is answered by records of its kind and End, or by Result alone.
 
 use crate::conf::{Mount, MountId};
-use crate::fs::{FsError, NodeId};
+use crate::fs::{FsError, InodeNo, NodeId};
 use crate::imsg::Message;
+use crate::lock::{LockKind, LockRange};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -34,6 +35,7 @@ pub enum CtlReq {
     ShowPeers,
     ShowMounts,
     ShowLog,
+    ShowLocks,
     // Those below are for root.
     LogVerbose(bool),
     Reload,
@@ -51,6 +53,16 @@ pub enum CtlReq {
         inodes: Option<u64>,
     },
     DropQuota(String),
+    /// An exclusive lock of the whole file of that path of the tree, held until
+    /// the client closes its end: Locked or Result, then LockLost if it is.
+    Lock {
+        path: String,
+        /// The client's, to be shown.
+        pid: u32,
+        wait: bool,
+    },
+    /// The waiter with that number gets an error instead of his lock.
+    CancelLock(u64),
 }
 
 impl CtlReq {
@@ -63,6 +75,7 @@ impl CtlReq {
                 | CtlReq::ShowMounts
                 | CtlReq::ShowLog
                 | CtlReq::ShowQuota(..)
+                | CtlReq::ShowLocks
         )
     }
 }
@@ -135,6 +148,10 @@ pub enum CtlRep {
     Peer(CtlPeer),
     Mount(CtlMount),
     Log(CtlLog),
+    Lock(CtlLock),
+    /// With the fencing number.
+    Locked(u64),
+    LockLost,
     /// No more records.
     End,
     Result(CtlResult),
@@ -287,6 +304,19 @@ pub struct CtlQuota {
     pub counting: bool,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtlLock {
+    /// The fencing number of one that is held; of a waiter what cancels it.
+    pub id: u64,
+    pub ino: InodeNo,
+    pub node: NodeId,
+    /// On that node.
+    pub pid: u32,
+    pub range: LockRange,
+    pub kind: LockKind,
+    pub held: bool,
+}
+
 /// How an action ended.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,6 +339,9 @@ pub enum CtlResult {
     /// One quota would be beneath another.
     NestedQuota,
     NoQuota,
+    /// The lock was not given; why.
+    Lock(FsError),
+    NoSuchWaiter,
 }
 
 impl fmt::Display for CtlResult {
@@ -320,6 +353,8 @@ impl fmt::Display for CtlResult {
             CtlResult::Refused(e) => return e.fmt(f),
             CtlResult::NestedQuota => "lies in a tree with a quota, or has one beneath",
             CtlResult::NoQuota => "has no quota",
+            CtlResult::Lock(error) => return write!(f, "{error}"),
+            CtlResult::NoSuchWaiter => "nobody waits with that number",
             CtlResult::Ok => "ok",
             CtlResult::Permission => "need root privileges",
             CtlResult::ConfigError => "configuration not changed: see the log",
@@ -341,6 +376,9 @@ impl Message for CtlReq {
             CtlReq::ShowPeers => "IMSG_CTL_SHOW_PEER",
             CtlReq::ShowMounts => "IMSG_CTL_SHOW_MOUNT",
             CtlReq::ShowLog => "IMSG_CTL_SHOW_LOG",
+            CtlReq::ShowLocks => "IMSG_CTL_SHOW_LOCK",
+            CtlReq::Lock { .. } => "IMSG_CTL_LOCK",
+            CtlReq::CancelLock(..) => "IMSG_CTL_LOCK_CANCEL",
             CtlReq::LogVerbose(..) => "IMSG_CTL_LOG_VERBOSE",
             CtlReq::Reload => "IMSG_CTL_RELOAD",
             CtlReq::Stop => "IMSG_CTL_STOP",
@@ -362,6 +400,9 @@ impl Message for CtlRep {
             CtlRep::Peer(..) => "IMSG_CTL_SHOW_PEER",
             CtlRep::Mount(..) => "IMSG_CTL_SHOW_MOUNT",
             CtlRep::Log(..) => "IMSG_CTL_SHOW_LOG",
+            CtlRep::Lock(..) => "IMSG_CTL_SHOW_LOCK",
+            CtlRep::Locked(..) => "IMSG_CTL_LOCKED",
+            CtlRep::LockLost => "IMSG_CTL_LOCK_LOST",
             CtlRep::End => "IMSG_CTL_END",
             CtlRep::Result(..) => "IMSG_CTL_RESULT",
             CtlRep::Quota(..) => "IMSG_CTL_SHOW_QUOTA",

@@ -270,6 +270,8 @@ pub enum FsError {
     NoOffset,
     /// In use in a way that forbids it.
     Busy,
+    /// There are as many locks as there may be.
+    NoLocks,
 }
 
 impl fmt::Display for FsError {
@@ -303,6 +305,7 @@ impl fmt::Display for FsError {
             FsError::CrossTree => "of another tree",
             FsError::NoOffset => "nothing there",
             FsError::Busy => "busy",
+            FsError::NoLocks => "too many locks",
         })
     }
 }

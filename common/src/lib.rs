@@ -2,6 +2,7 @@ pub mod conf;
 pub mod ctl;
 pub mod fs;
 pub mod imsg;
+pub mod lock;
 pub mod log;
 pub mod msg;
 pub mod proc;

@@ -33,6 +33,7 @@ use crate::fs::{
     Attr, Cookie, Cred, Dirent, Fallocate, FsError, InodeNo, ReqId, SetAttr, Statfs, IO_MAX,
 };
 use crate::imsg::Message;
+use crate::lock::{LockInfo, LockKind, LockRange};
 use crate::xattr::XattrHow;
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +135,9 @@ pub enum FusedToRaftd {
     Req { id: ReqId, cred: Cred, op: FsOp },
     /// The descriptor of that inode's backing file is closed.
     RevokeAck { ino: InodeNo },
+    /// After LockLost: nothing that was written under these locks is still on
+    /// its way.
+    LockLostAck { ino: InodeNo, owner: u64 },
 }
 
 /// Inode numbers are those of the mount: its subtree's root is always 1.
@@ -288,6 +292,28 @@ pub enum FsOp {
     Accessed {
         ino: InodeNo,
     },
+    /// Answered with Done when the lock is held: at once or with `wait` when
+    /// the last one in its way is gone, however long that takes.
+    Lock {
+        ino: InodeNo,
+        owner: u64,
+        pid: u32,
+        range: LockRange,
+        kind: LockKind,
+        wait: bool,
+    },
+    Unlock {
+        ino: InodeNo,
+        owner: u64,
+        range: LockRange,
+    },
+    /// What is in the way of such a lock.
+    TestLock {
+        ino: InodeNo,
+        owner: u64,
+        range: LockRange,
+        kind: LockKind,
+    },
 }
 
 /// The whole is at most FUSED_FRAME_MAX.
@@ -327,6 +353,8 @@ pub enum RaftdToFused {
     Revoke { ino: InodeNo },
     /// Whether a quorum answers: without one, fail at once what needs it.
     Quorum(bool),
+    /// The owner's locks of the inode are lost; then LockLostAck.
+    LockLost { ino: InodeNo, owner: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -359,6 +387,7 @@ pub enum FsRep {
     Statfs(Statfs),
     /// What Seek has found.
     Offset(u64),
+    Lock(Option<LockInfo>),
 }
 
 /// Names of the variants as logs print them.
@@ -426,6 +455,7 @@ message!(FusedToParent, 4, {
 message!(FusedToRaftd, 5, {
     FusedToRaftd::Req { .. } => "IMSG_FS_REQ",
     FusedToRaftd::RevokeAck { .. } => "IMSG_FS_REVOKE_ACK",
+    FusedToRaftd::LockLostAck { .. } => "IMSG_FS_LOCK_LOST_ACK",
 }, bulk: FusedToRaftd::Req { op: FsOp::Write { len, .. } | FsOp::Setxattr { len, .. }, .. }
    => *len as usize);
 
@@ -438,5 +468,6 @@ message!(RaftdToFused, 6, {
     RaftdToFused::Backing { .. } => "IMSG_FS_BACKING",
     RaftdToFused::Revoke { .. } => "IMSG_FS_REVOKE",
     RaftdToFused::Quorum(..) => "IMSG_QUORUM",
+    RaftdToFused::LockLost { .. } => "IMSG_FS_LOCK_LOST",
 }, fd: RaftdToFused::Rep { result: Ok(FsRep::Opened { .. }), .. } | RaftdToFused::Backing { .. },
    bulk: RaftdToFused::Rep { result: Ok(FsRep::Data { len }), .. } => *len as usize);

@@ -25,8 +25,9 @@
 //! of WRITEs in any case.
 //! OpenBSD never asks, nor does it for extended attributes; what it does ask is
 //! all here, since there ENOSYS would disable an operation for good.  ACCESS is
-//! not asked where the kernel checks permissions, and locks stay in the kernel
-//! while we do not ask for them.
+//! not asked where the kernel checks permissions.  INTERRUPT, too, is answered so
+//! by the library: Linux then asks no more, and whoever waits for a lock cannot
+//! be killed before he has it.
 //!
 //! The library says ENOSYS as well to what it cannot parse, ends when a header
 //! is cut, and panics at one that is shorter than itself, at a WRITE, SETXATTR
@@ -62,19 +63,21 @@
 #![forbid(unsafe_code)]
 
 use crate::cache::{EntryWork, Keeper};
-use crate::ops::{DataReply, Entry, Known, Listed, Opening, Ops, Reply, Write};
+use crate::ops::locks::Wanted;
+use crate::ops::{At, DataReply, Entry, Known, Listed, Opening, Ops, Reply, Write};
 use crate::spawn;
 use common::fs::{
     Attr, Cookie, Cred, Fh, InodeNo, SetAttr, SetTime, Time, BLOCK, IO_MAX, NAME_MAX, S_IFDIR,
     S_IFLNK, S_IFMT, S_IFREG,
 };
+use common::lock::{LockInfo, LockKind, LockRange};
 use common::{log_debug, log_warn};
 use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow,
-    WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL,
+    TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::fs::File;
@@ -97,6 +100,11 @@ const S_IFCHR: u32 = 0o020000;
 const READDIR_SIZE: u32 = 32768;
 /// No kernel has a smaller buffer.
 const READDIR_MIN: usize = 4096;
+
+/// Kinds of locks, as Linux numbers them; OpenBSD's kernel never asks.
+const F_RDLCK: i32 = 0;
+const F_WRLCK: i32 = 1;
+const F_UNLCK: i32 = 2;
 
 const NOTIFY_INVAL_INODE: i32 = 2;
 const NOTIFY_INVAL_ENTRY: i32 = 3;
@@ -256,6 +264,33 @@ fn data_reply(reply: ReplyData) -> DataReply {
     })
 }
 
+fn lock_kind(typ: i32) -> Option<LockKind> {
+    match typ {
+        F_RDLCK => Some(LockKind::Shared),
+        F_WRLCK => Some(LockKind::Exclusive),
+        _ => None,
+    }
+}
+
+fn wanted(
+    inode: INodeNo,
+    fh: FileHandle,
+    owner: LockOwner,
+    pid: u32,
+    start: u64,
+    end: u64,
+    kind: LockKind,
+) -> Wanted {
+    Wanted {
+        ino: ino(inode),
+        fh: Fh(fh.0),
+        owner: owner.0,
+        pid,
+        range: LockRange { start, end },
+        kind,
+    }
+}
+
 /// Without a buffer it is asked how large one must be.
 fn xattr_reply(size: u32, reply: ReplyXattr) -> DataReply {
     Box::new(move |result| match result {
@@ -292,6 +327,13 @@ impl Filesystem for Device {
         ] {
             if config.add_capabilities(capability).is_err() {
                 log_debug!("kernel lacks {capability:?}");
+            }
+        }
+        if self.ops.shares_locks() {
+            for capability in [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS] {
+                if config.add_capabilities(capability).is_err() {
+                    log_debug!("kernel lacks {capability:?}");
+                }
             }
         }
         // Who takes word of us about what to drop says so.  OpenBSD's kernel,
@@ -472,15 +514,19 @@ impl Filesystem for Device {
         &self,
         req: &Request,
         inode: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let reply = data_reply(reply);
-        self.ops.read(cred(req), ino(inode), offset, size, reply);
+        let at = At {
+            ino: ino(inode),
+            fh: Fh(fh.0),
+            offset,
+        };
+        self.ops.read(cred(req), at, size, data_reply(reply));
     }
 
     fn write(
@@ -521,11 +567,11 @@ impl Filesystem for Device {
         req: &Request,
         inode: INodeNo,
         fh: FileHandle,
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.ops
-            .flush(cred(req), ino(inode), Fh(fh.0), empty_reply(reply));
+        let (fh, owner, reply) = (Fh(fh.0), lock_owner.0, empty_reply(reply));
+        self.ops.flush(cred(req), ino(inode), fh, owner, reply);
     }
 
     fn release(
@@ -680,6 +726,64 @@ impl Filesystem for Device {
             Err(e) => reply.error(errno(e)),
         });
         self.ops.statfs(cred(req), reply);
+    }
+
+    fn getlk(
+        &self,
+        req: &Request,
+        inode: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let Some(kind) = lock_kind(typ) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let wanted = wanted(inode, fh, lock_owner, pid, start, end, kind);
+        let reply = Box::new(move |result: Result<Option<LockInfo>, _>| match result {
+            Ok(None) => reply.locked(start, end, F_UNLCK, 0),
+            Ok(Some(found)) => {
+                let typ = match found.kind {
+                    LockKind::Shared => F_RDLCK,
+                    LockKind::Exclusive => F_WRLCK,
+                };
+                let end = found.range.end.min(LockRange::WHOLE.end);
+                reply.locked(found.range.start, end, typ, found.pid);
+            }
+            Err(e) => reply.error(errno(e)),
+        });
+        self.ops.test_lock(cred(req), wanted, reply);
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        inode: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        match (lock_kind(typ), typ) {
+            (Some(kind), _) => {
+                let wanted = wanted(inode, fh, lock_owner, pid, start, end, kind);
+                self.ops.lock(cred(req), wanted, sleep, empty_reply(reply));
+            }
+            (None, F_UNLCK) => {
+                let range = LockRange { start, end };
+                let (owner, reply) = (lock_owner.0, empty_reply(reply));
+                self.ops.unlock(ino(inode), owner, range, reply);
+            }
+            _ => reply.error(Errno::EINVAL),
+        }
     }
 
     fn setxattr(

@@ -471,8 +471,12 @@ pub struct Handle {
     pub sync: bool,
     /// Reads and writes do not go through the pages.
     pub direct: bool,
+    /// Its close waits for changes that it may have made.
+    pub settles: bool,
     /// A write that was answered and then failed; reported once.
     error: Option<FsError>,
+    /// A lock that was taken through it is lost.
+    lost: bool,
 }
 
 impl Handle {
@@ -482,7 +486,9 @@ impl Handle {
             write,
             sync,
             direct,
+            settles: write,
             error: None,
+            lost: false,
         }
     }
 }
@@ -528,8 +534,29 @@ impl Handles {
         }
     }
 
+    /// A handle that has lost a lock has an error for good.
     pub fn take_error(&mut self, fh: Fh) -> Option<FsError> {
-        self.table.get_mut(&fh)?.error.take()
+        let handle = self.table.get_mut(&fh)?;
+        match handle.lost {
+            true => Some(FsError::Io),
+            false => handle.error.take(),
+        }
+    }
+
+    pub fn lose(&mut self, fh: Fh) {
+        if let Some(handle) = self.table.get_mut(&fh) {
+            handle.lost = true;
+        }
+    }
+
+    pub fn is_lost(&self, fh: Fh) -> bool {
+        self.table.get(&fh).is_some_and(|handle| handle.lost)
+    }
+
+    pub fn settle(&mut self, fh: Fh) {
+        if let Some(handle) = self.table.get_mut(&fh) {
+            handle.settles = true;
+        }
     }
 }
 

@@ -36,6 +36,7 @@
 #![forbid(unsafe_code)]
 
 mod accessed;
+pub mod locks;
 mod sparse;
 mod xattr;
 
@@ -43,6 +44,7 @@ use crate::ahead::{Plan, Round, AHEAD};
 use crate::backing::{Backing, Read, Reads};
 use crate::cache::{Changes, Invalidations, Keeper, LostNames, Names, SHORT_TTL, TTL};
 use crate::handle::{Handle, Handles, Inodes};
+use crate::ops::locks::Owners;
 use crate::raftd::{Lane, Request, Requests, SMALL};
 use crate::retry::{Retries, RETRY};
 use crate::{lock, spawn, wait, wait_timeout};
@@ -111,6 +113,14 @@ pub struct Opening {
     pub direct: bool,
     /// There is never anything to flush at close.
     pub no_flush: bool,
+}
+
+/// Where to read.
+#[derive(Clone, Copy)]
+pub struct At {
+    pub ino: InodeNo,
+    pub fh: Fh,
+    pub offset: u64,
 }
 
 pub struct Write<'a> {
@@ -191,6 +201,7 @@ struct State {
     /// Bytes of the pending writes that went over the control lane.
     quick_bytes: u64,
     root: Option<Attr>,
+    locks: Owners,
 }
 
 pub struct Ops {
@@ -237,6 +248,7 @@ fn errno(e: FsError) -> Errno {
         FsError::CrossTree => Errno::EXDEV,
         FsError::NoOffset => Errno::ENXIO,
         FsError::Busy => Errno::EBUSY,
+        FsError::NoLocks => Errno::ENOLCK,
         _ => Errno::EIO,
     }
 }
@@ -270,6 +282,9 @@ fn changes_tree(op: &FsOp) -> bool {
             | FsOp::Listxattr { .. }
             | FsOp::Seek { .. }
             | FsOp::Accessed { .. }
+            | FsOp::Lock { .. }
+            | FsOp::Unlock { .. }
+            | FsOp::TestLock { .. }
     )
 }
 
@@ -455,6 +470,7 @@ impl Ops {
                 statfs: None,
                 quick_bytes: 0,
                 root: None,
+                locks: Owners::default(),
             }),
             timer: Condvar::new(),
             reads: Reads::default(),
@@ -559,8 +575,11 @@ impl Ops {
     }
 
     fn register(&self, state: &mut State, deadline: Instant, op: &FsOp, then: Then) -> ReqId {
-        let counted = matches!(op, FsOp::Open { .. } | FsOp::LookupHold { .. });
-        let lasting = changes_tree(op) || counted;
+        let held = matches!(
+            op,
+            FsOp::Open { .. } | FsOp::LookupHold { .. } | FsOp::Lock { .. }
+        );
+        let lasting = changes_tree(op) || held;
         let request = Request {
             deadline,
             then,
@@ -937,11 +956,13 @@ impl Ops {
                 let opening = {
                     let mut state = lock(&ops.state);
                     let keep_cache = state.keep_cache(attr);
+                    let opening = state.open(ino, flags);
+                    // Attributes set while it is new are awaited at close.
+                    state.handles.settle(opening.fh);
                     Opening {
                         keep_cache,
-                        // Attributes set while it is new are awaited at close.
                         no_flush: false,
-                        ..state.open(ino, flags)
+                        ..opening
                     }
                 };
                 ops.after_invalidation(ino, answer.id, answer.deadline, move |ops, done| {
@@ -1036,9 +1057,12 @@ impl Ops {
             return self.stale_open(state, ino, id, deadline, reply);
         }
         let keep_cache = state.keep_cache(&attr) && state.keeper == Keeper::Kernel;
+        let opening = state.open(ino, flags);
         let mut opening = Opening {
             keep_cache,
-            ..state.open(ino, flags)
+            // A close may have to unlock.
+            no_flush: opening.no_flush && self.mount.local_lock,
+            ..opening
         };
         if let Some(fd) = answer.fd {
             let backing = Backing::new(ino, fd, self.control.clone());
@@ -1086,6 +1110,14 @@ impl Ops {
 
     pub fn release(&self, ino: InodeNo, fh: Fh) {
         let mut state = lock(&self.state);
+        let owners = state.locks.closed(ino, fh);
+        if !owners.is_empty() {
+            drop(state);
+            for owner in owners {
+                self.unlock_owner(ino, owner, |_| ());
+            }
+            state = lock(&self.state);
+        }
         if let Some(handle) = state.handles.close(fh) {
             if let Some(busy) = state.inodes.if_busy(ino) {
                 busy.opens = busy.opens.saturating_sub(1);
@@ -1098,11 +1130,16 @@ impl Ops {
         }
     }
 
-    pub fn read(&self, cred: Cred, ino: InodeNo, offset: u64, size: u32, reply: DataReply) {
+    pub fn read(&self, cred: Cred, at: At, size: u32, reply: DataReply) {
+        let At { ino, fh, offset } = at;
         let size = size.min(IO_MAX as u32);
         let range = offset..offset.saturating_add(u64::from(size));
-        let go: Wake = Box::new(move |ops| ops.read_now(cred, ino, offset, size, reply));
         let mut state = lock(&self.state);
+        if state.handles.is_lost(fh) {
+            drop(state);
+            return reply(Err(Errno::EIO));
+        }
+        let go: Wake = Box::new(move |ops| ops.read_now(cred, ino, offset, size, reply));
         let accessed = state.take_access(&self.mount, ino);
         let go = match state.inodes.if_busy(ino) {
             // The file does not have those bytes yet.
@@ -1330,14 +1367,21 @@ impl Ops {
     }
 
     /// Answered when no change that this mount made to the inode is under way
-    /// any more.
-    pub fn flush(&self, cred: Cred, ino: InodeNo, fh: Fh, reply: Reply<()>) {
-        let pending = {
-            let mut state = lock(&self.state);
-            let busy = state.inodes.if_busy(ino);
-            busy.is_some_and(|busy| busy.pending.is_any())
-        };
-        if self.mount.async_close {
+    /// any more, unless the handle cannot have made one, and `owner` has no lock
+    /// of it.
+    pub fn flush(&self, cred: Cred, ino: InodeNo, fh: Fh, owner: u64, reply: Reply<()>) {
+        let mut state = lock(&self.state);
+        let busy = state.inodes.if_busy(ino);
+        let pending = busy.is_some_and(|busy| busy.pending.is_any());
+        let locked = state.locks.has(ino, owner);
+        let settles = state.handles.get(fh).is_none_or(|handle| handle.settles);
+        drop(state);
+        if locked {
+            return self.unlock_owner(ino, owner, move |ops| {
+                ops.settle(ino, fh, Ok(()), reply);
+            });
+        }
+        if !settles || self.mount.async_close {
             let failed = lock(&self.state).handles.take_error(fh);
             return reply(failed.map_or(Ok(()), |e| Err(errno(e))));
         }
@@ -1752,6 +1796,7 @@ impl Ops {
                 lock(&self.state).forget_xattrs(ino);
                 self.stale_inode(ino, None);
             }
+            FsOp::Lock { ino, owner, .. } if result.is_ok() => self.late_lock(ino, owner),
             _ => (),
         }
     }

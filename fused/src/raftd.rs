@@ -216,6 +216,7 @@ fn dispatch_raftd(ops: &Ops, mut imsg: Imsg<RaftdToFused>) {
         }
         RaftdToFused::Revoke { ino } => ops.revoke(ino),
         RaftdToFused::Quorum(quorum) => ops.quorum(quorum),
+        RaftdToFused::LockLost { ino, owner } => ops.lock_lost(ino, owner),
     }
 }
 

@@ -104,6 +104,9 @@ fn touches(op: &Op) -> Vec<InodeNo> {
         | Op::RemoveXattr { ino, .. } => vec![*ino],
         // A time of access is not worth to refuse the rest.
         Op::Accessed { .. } => Vec::new(),
+        // Locks are nothing of what is shown.
+        Op::Lock { .. } | Op::Unlock { .. } | Op::UnlockMount { .. } => vec![],
+        Op::CancelLock { .. } | Op::ExpireLocks { .. } | Op::ResetLocks => vec![],
     }
 }
 

@@ -17,12 +17,15 @@
 //! client that sends nonsense is closed, and nothing else happens.
 
 use crate::engine::Engine;
+use crate::fs::lock::Wish;
 use crate::fs::op::Op;
 use crate::parent::Parent;
 use crate::quota;
 use crate::ready::{read_ready, readiness, write_ready};
 use common::ctl::{CtlRep, CtlReq, CtlResult, CTL_FRAME_MAX};
+use common::fs::FsError;
 use common::imsg::{ImsgError, Imsgbuf, ReadStatus};
+use common::lock::{LockKind, LockRange};
 use common::msg::RaftdToParent;
 use common::{log_debug, log_warn, sys};
 use std::collections::HashMap;
@@ -32,10 +35,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{oneshot, Semaphore};
+use tokio::sync::{mpsc, oneshot, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 const CLIENTS_MAX: usize = 32;
+/// Those that hold a lock or wait for one, beside the others.
+const LOCK_CLIENTS_MAX: usize = 128;
 /// A client that neither asks nor reads for so long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// The parent answers an action at the latest when a start has timed out.
@@ -48,6 +53,7 @@ pub struct Control {
     /// Clients that wait for the parent.
     waiting: Arc<Mutex<HashMap<u32, oneshot::Sender<CtlResult>>>>,
     next: Arc<AtomicU32>,
+    lock_slots: Arc<Semaphore>,
 }
 
 impl Control {
@@ -57,6 +63,7 @@ impl Control {
             parent,
             waiting: Arc::default(),
             next: Arc::new(AtomicU32::new(1)),
+            lock_slots: Arc::new(Semaphore::new(LOCK_CLIENTS_MAX)),
         }
     }
 
@@ -75,10 +82,9 @@ impl Control {
                 Ok(fd) => {
                     let control = self.clone();
                     tokio::spawn(async move {
-                        if let Err(e) = control.serve_client(fd).await {
+                        if let Err(e) = control.serve_client(fd, slot).await {
                             log_debug!("control: {e}");
                         }
-                        drop(slot);
                     });
                 }
                 Err(e) => {
@@ -89,16 +95,19 @@ impl Control {
         }
     }
 
-    async fn serve_client(&self, fd: OwnedFd) -> Result<(), ImsgError> {
+    async fn serve_client(&self, fd: OwnedFd, slot: OwnedSemaphorePermit) -> Result<(), ImsgError> {
         let (uid, _) = sys::socket::getpeereid(fd.as_fd())?;
         let mut client = Client {
             socket: readiness(&fd)?,
             imsgbuf: Imsgbuf::new(fd, CTL_FRAME_MAX),
         };
         while let Some(req) = client.next().await? {
-            let reps = match uid == 0 || req.is_show() {
-                true => self.answer(req).await,
-                false => vec![CtlRep::Result(CtlResult::Permission)],
+            let reps = match (uid == 0 || req.is_show(), req) {
+                (false, _) => vec![CtlRep::Result(CtlResult::Permission)],
+                (true, CtlReq::Lock { path, pid, wait }) => {
+                    return self.serve_lock(client, slot, path, pid, wait).await;
+                }
+                (true, req) => self.answer(req).await,
             };
             client.send(reps).await?;
         }
@@ -123,6 +132,17 @@ impl Control {
                     .collect(),
             ),
             CtlReq::ShowLog => ended(vec![CtlRep::Log(engine.show_log())]),
+            CtlReq::ShowLocks => ended(engine.show_locks().into_iter().map(CtlRep::Lock).collect()),
+            CtlReq::CancelLock(ticket) => {
+                let result = match timeout(ACTION_MAX, engine.locks().cancel(ticket)).await {
+                    Ok(Ok(())) => CtlResult::Ok,
+                    Ok(Err(FsError::NotFound)) => CtlResult::NoSuchWaiter,
+                    _ => CtlResult::Failed,
+                };
+                vec![CtlRep::Result(result)]
+            }
+            // Has its own way, since the client stays.
+            CtlReq::Lock { .. } => vec![CtlRep::Result(CtlResult::Failed)],
             CtlReq::LogVerbose(verbose) => {
                 self.action(|client| RaftdToParent::CtlLogVerbose { client, verbose })
                     .await
@@ -160,6 +180,54 @@ impl Control {
                 vec![CtlRep::Result(quota::change(engine, &path, drop).await)]
             }
         }
+    }
+
+    /// From here on the client has the lock, or waits for it, as long as it
+    /// stays; nothing else is heard from it.
+    async fn serve_lock(
+        &self,
+        mut client: Client,
+        slot: OwnedSemaphorePermit,
+        path: String,
+        pid: u32,
+        wait: bool,
+    ) -> Result<(), ImsgError> {
+        let Ok(_lock_slot) = self.lock_slots.clone().try_acquire_owned() else {
+            let full = CtlResult::Lock(FsError::NoLocks);
+            return client.send(vec![CtlRep::Result(full)]).await;
+        };
+        drop(slot);
+        let locks = self.engine.locks().clone();
+        let (tx, mut events) = mpsc::unbounded_channel();
+        let lost = tx.clone();
+        let locker = locks.join(Box::new(move |_, _| {
+            let _ = lost.send(CtlRep::LockLost);
+            false
+        }));
+        let asked = async {
+            let ino = match self.engine.find(path.as_bytes()).await {
+                Ok(ino) => ino,
+                Err(e) => return drop(tx.send(CtlRep::Result(CtlResult::Lock(e)))),
+            };
+            let wish = Wish {
+                owner: 0,
+                pid,
+                range: LockRange::WHOLE,
+                kind: LockKind::Exclusive,
+            };
+            let answer = tx.clone();
+            let done = Box::new(move |_, result: Result<u64, FsError>| {
+                drop(answer.send(match result {
+                    Ok(fence) => CtlRep::Locked(fence),
+                    Err(e) => CtlRep::Result(CtlResult::Lock(e)),
+                }));
+            });
+            locks.lock(locker, ino, wish, wait, done).await;
+        };
+        asked.await;
+        let served = client.serve_events(&mut events).await;
+        locks.leave(locker);
+        served
     }
 
     /// Has the parent do it, and waits for what it says.
@@ -208,6 +276,40 @@ impl Client {
             let status = read.await.map_err(io::Error::from)??;
             if status == ReadStatus::Closed {
                 return Ok(None);
+            }
+        }
+    }
+
+    /// Passes on what happens until the client goes or has an error.
+    async fn serve_events(
+        &mut self,
+        events: &mut mpsc::UnboundedReceiver<CtlRep>,
+    ) -> Result<(), ImsgError> {
+        loop {
+            let rep = tokio::select! {
+                rep = events.recv() => rep,
+                gone = self.gone() => return gone,
+            };
+            let Some(rep) = rep else {
+                return Ok(());
+            };
+            let over = !matches!(rep, CtlRep::Locked(_));
+            self.send(vec![rep]).await?;
+            if over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for its end; whatever it says is one, too.
+    async fn gone(&mut self) -> Result<(), ImsgError> {
+        loop {
+            if self.imsgbuf.get()?.is_some() {
+                return Ok(());
+            }
+            let status = read_ready(&self.socket, || self.imsgbuf.read()).await?;
+            if status == ReadStatus::Closed {
+                return Ok(());
             }
         }
     }

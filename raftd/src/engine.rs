@@ -18,8 +18,10 @@
 use crate::age::{self, Age};
 use crate::barrier::Barrier;
 use crate::fs::inode::ReadError;
-use crate::fs::{dirent, space};
+use crate::fs::{dedup, dirent, lock, space};
 use crate::fused::{Dirty, Mounts};
+use crate::lease::{self, Lease, Sent};
+use crate::locks::Locks;
 use crate::log_space;
 use crate::peer::frame::Identity;
 use crate::peer::network::NetworkFactory;
@@ -32,7 +34,7 @@ use crate::store::log_store::LogStore;
 use crate::store::state_machine::{Applied, StateMachine};
 use crate::store::Store;
 use common::conf::{Conf, MountId};
-use common::ctl::{CtlLog, CtlMount, CtlPeer, CtlSummary, PeerState, Role};
+use common::ctl::{CtlLock, CtlLog, CtlMount, CtlPeer, CtlSummary, PeerState, Role};
 use common::fs::{FsError, InodeNo, NodeId};
 use common::{fatal, log_info, log_warn, log_warnx};
 use openraft::async_runtime::watch::WatchReceiver;
@@ -119,6 +121,8 @@ impl Engine {
         let barrier = Barrier::start(raft.clone(), peers.clone(), applied.clone());
         let (quorum_tx, quorum) = watch::channel(true);
         let (recovered_tx, recovered) = watch::channel(false);
+        let lease = Arc::new(Lease::default());
+        let locks = Locks::new(store.clone(), proposer.clone(), lease.clone());
         let age = Arc::new(Age::default());
         // What the log knew to be committed openraft has had applied by now.
         let unsure = match age::unsure(store.log()).await {
@@ -126,8 +130,7 @@ impl Engine {
             Err(e) => fatal!(e, "log"),
         };
         let mounts = Mounts::new(
-            store.clone(),
-            proposer.clone(),
+            locks.clone(),
             barrier.clone(),
             Dirty {
                 age: age.clone(),
@@ -146,7 +149,15 @@ impl Engine {
             tokio::spawn(peers.clone().watch(peer.id));
         }
         tokio::spawn(proposer.clone().run());
-        tokio::spawn(probe(barrier.clone(), age.clone(), quorum_tx, recovered_tx));
+        tokio::spawn(probe(
+            barrier.clone(),
+            age.clone(),
+            lease,
+            quorum_tx,
+            recovered_tx,
+        ));
+        tokio::spawn(locks.watch());
+        tokio::spawn(lease::expire(raft.clone(), peers.clone(), store.clone()));
         tokio::spawn(mounts.clone().watch_quorum());
         tokio::spawn(mounts.clone().watch_age());
         tokio::spawn(mounts.clone().release_orphans());
@@ -402,6 +413,43 @@ impl Engine {
         self.mounts.show(&self.conf().mounts)
     }
 
+    /// All locks of all nodes, as of what is applied here.
+    pub fn show_locks(&self) -> Vec<CtlLock> {
+        let meta = self.store.meta().read();
+        let sessions = dedup::sessions(&meta).unwrap_or_default();
+        let node = |id| sessions.iter().find(|(s, _)| *s == id).map(|(_, s)| s.node);
+        let show = |ino: InodeNo, lock: &lock::Lock, held: bool| CtlLock {
+            id: lock.index,
+            ino,
+            node: node(lock.owner.session).unwrap_or_default(),
+            pid: lock.pid,
+            range: lock.range,
+            kind: lock.kind,
+            held,
+        };
+        let all = lock::list(&meta).unwrap_or_default().into_iter();
+        let shown = all.flat_map(|(ino, locks)| {
+            let held = locks.held.iter().map(|lock| show(ino, lock, true));
+            let waiting = locks.waiting.iter().map(|lock| show(ino, lock, false));
+            held.chain(waiting).collect::<Vec<_>>()
+        });
+        shown.collect()
+    }
+
+    pub fn locks(&self) -> &Arc<Locks> {
+        &self.mounts.locks
+    }
+
+    /// The inode of a path of the tree, as it is everywhere by now.
+    pub async fn find(&self, path: &[u8]) -> Result<InodeNo, FsError> {
+        self.barrier.wait(Instant::now() + SHOW_TIMEOUT).await?;
+        match dirent::walk(&self.store.meta().read(), path) {
+            Ok(ino) => Ok(ino),
+            Err(ReadError::Fs(e)) => Err(e),
+            Err(ReadError::Meta(e)) => fatal!(e, "store"),
+        }
+    }
+
     pub fn show_log(&self) -> CtlLog {
         let m = self.metrics();
         let log: &LogStore = self.store.log();
@@ -479,21 +527,24 @@ fn role(state: ServerState) -> Role {
     }
 }
 
-/// Finds out, again and again, whether a quorum answers.  The first time that
-/// one does, this node has applied all that was acknowledged before it
-/// started, by itself or by others: it has recovered.
+/// Finds out, again and again, whether a quorum answers, and so keeps the
+/// lease.  The first time that one does, this node has applied all that was
+/// acknowledged before it started, by itself or by others: it has recovered.
 async fn probe(
     barrier: Barrier,
     age: Arc<Age>,
+    lease: Arc<Lease>,
     quorum: watch::Sender<bool>,
     recovered: watch::Sender<bool>,
 ) {
     let mut last = Instant::now();
     loop {
+        let sent = Sent::now();
         let asked = common::sys::clock::boottime();
         let answer = barrier.wait(Instant::now() + PROBE_INTERVAL).await;
         if answer.is_ok() {
             last = Instant::now();
+            lease.renewed(sent);
             age.passed(asked.unwrap_or_default());
             if !recovered.send_replace(true) {
                 log_info!("recovered");

@@ -23,6 +23,8 @@ pub mod control;
 pub mod engine;
 pub mod fs;
 pub mod fused;
+pub mod lease;
+pub mod locks;
 pub mod log_space;
 pub mod parent;
 pub mod payload;

@@ -20,11 +20,12 @@
 
 use common::conf::MountId;
 use common::ctl::{
-    CtlAttach, CtlLog, CtlMount, CtlPeer, CtlQuota, CtlRep, CtlReq, CtlResult, CtlSummary,
+    CtlAttach, CtlLock, CtlLog, CtlMount, CtlPeer, CtlQuota, CtlRep, CtlReq, CtlResult, CtlSummary,
     MountState, PeerState, Role, CTL_FRAME_MAX,
 };
-use common::fs::{FsError, NodeId};
+use common::fs::{FsError, InodeNo, NodeId};
 use common::imsg::Imsgbuf;
+use common::lock::{LockKind, LockRange};
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -210,6 +211,26 @@ fn quotas() -> Vec<CtlRep> {
     ]
 }
 
+fn locks() -> Vec<CtlRep> {
+    let lock = |id, node, range, kind, held| {
+        CtlRep::Lock(CtlLock {
+            id,
+            ino: InodeNo(9000 + node),
+            node: NodeId(node),
+            pid: 4711,
+            range,
+            kind,
+            held,
+        })
+    };
+    let some = LockRange { start: 5, end: 99 };
+    vec![
+        lock(48001, 1, LockRange::WHOLE, LockKind::Exclusive, true),
+        lock(48017, 2, some, LockKind::Shared, true),
+        lock(48020, 2, LockRange::WHOLE, LockKind::Shared, false),
+    ]
+}
+
 fn status(summary: CtlSummary) -> Vec<CtlRep> {
     let mut records = vec![CtlRep::Summary(summary)];
     records.extend(peers());
@@ -232,6 +253,7 @@ fn columns() {
         ("show mounts", CtlReq::ShowMounts, ended(mounts())),
         ("show log", CtlReq::ShowLog, ended(vec![log()])),
         ("quota", CtlReq::ShowQuota(None), ended(quotas())),
+        ("show locks", CtlReq::ShowLocks, ended(locks())),
     ];
     for (command, req, records) in cases {
         let words: Vec<&str> = command.split(' ').collect();
@@ -300,13 +322,15 @@ fn first_lines() {
 #[test]
 fn words_may_be_short() {
     let socket = Socket::new("short");
-    let cases: [(&[&str], CtlReq); 7] = [
+    let cases: [(&[&str], CtlReq); 9] = [
         (&["stat"], CtlReq::ShowSummary),
         (&["sh", "s"], CtlReq::ShowSummary),
         (&["sh", "p"], CtlReq::ShowPeers),
-        (&["l", "v"], CtlReq::LogVerbose(true)),
+        (&["log", "v"], CtlReq::LogVerbose(true)),
         (&["log", "brief"], CtlReq::LogVerbose(false)),
         (&["r"], CtlReq::Reload),
+        (&["sh", "locks"], CtlReq::ShowLocks),
+        (&["c", "17"], CtlReq::CancelLock(17)),
         (&["stop"], CtlReq::Stop),
     ];
     for (words, req) in cases {
@@ -324,12 +348,75 @@ fn words_may_be_short() {
     }
 }
 
+/// What raftd is asked by dfsctl lock, and how that ends.
+#[test]
+fn lock_runs_a_command() {
+    let socket = Socket::new("lock");
+    let mounts: Vec<CtlRep> = mounts().into_iter().chain([CtlRep::End]).collect();
+    let run = |args: &[&str], answers: &[CtlRep]| {
+        let args: Vec<&str> = ["lock"].iter().chain(args).copied().collect();
+        let mut client = dfsctl(&socket.0, &args);
+        client.stdin(std::process::Stdio::null());
+        socket.serve(&mut client, &[&mounts, answers])
+    };
+    let held = [CtlRep::Locked(48001)];
+    let lost = [CtlRep::Locked(48001), CtlRep::LockLost];
+    let error = |e| [CtlRep::Result(CtlResult::Lock(e))];
+    let command = [
+        "/mnt/home/x/../a",
+        "sh",
+        "-c",
+        "echo $DFSD_LOCK_FENCE; exit 7",
+    ];
+    let (asked, out) = run(&command, &held);
+    assert_eq!(asked.first(), Some(&CtlReq::ShowMounts));
+    match asked.get(1) {
+        Some(CtlReq::Lock { path, wait, .. }) => {
+            assert_eq!((path.as_str(), *wait), ("/home/a", true))
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        (out.status.code(), text(&out.stdout)),
+        (Some(7), "48001\n".into())
+    );
+    let (asked, out) = run(&["-w", "0", "/x", "true"], &held);
+    assert!(matches!(
+        asked.get(1),
+        Some(CtlReq::Lock { wait: false, .. })
+    ));
+    assert_eq!(out.status.code(), Some(0));
+    // All processes of the command are told.
+    let (_, out) = run(&["/x", "sh", "-c", "sleep 600; true"], &lost);
+    assert_eq!(out.status.code(), Some(70));
+    assert_eq!(text(&out.stderr), "dfsctl: /x: lock lost\n");
+    let (_, out) = run(&["/x", "/nonexistent/command"], &held);
+    assert_eq!(out.status.code(), Some(71));
+    for (answer, code) in [
+        (error(FsError::WouldBlock), 75),
+        (error(FsError::NotFound), 66),
+        (error(FsError::Io), 69),
+        (error(FsError::NoLocks), 69),
+        ([CtlRep::Result(CtlResult::Permission)], 77),
+    ] {
+        let (_, out) = run(&["/x", "touch", "/nonexistent/file"], &answer);
+        assert_eq!(out.status.code(), Some(code), "{answer:?}");
+        assert!(text(&out.stderr).starts_with("dfsctl: /x: "));
+    }
+    // Nobody answers.
+    let (_, out) = run(&["-w", "1", "/x", "true"], &[]);
+    assert_eq!(out.status.code(), Some(75));
+}
+
 #[test]
 fn errors() {
     let nowhere = Path::new("/nonexistent/dfsd.sock");
     let mut all = String::new();
-    let cases: [&[&str]; 16] = [
+    let cases: [&[&str]; 19] = [
         &[],
+        &["cancel"],
+        &["cancel", "x"],
+        &["cancel", "1", "2"],
         &["s"],
         &["st"],
         &["frob"],

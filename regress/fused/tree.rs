@@ -134,6 +134,9 @@ fn name_of(op: &FsOp) -> &'static str {
         FsOp::Fallocate { .. } => "fallocate",
         FsOp::Seek { .. } => "seek",
         FsOp::Accessed { .. } => "accessed",
+        FsOp::Lock { .. } => "lock",
+        FsOp::Unlock { .. } => "unlock",
+        FsOp::TestLock { .. } => "test lock",
     }
 }
 
@@ -202,6 +205,7 @@ impl Tree {
             match imsg.msg {
                 FusedToRaftd::Req { id, cred, op } => self.request(id, cred, op, data),
                 FusedToRaftd::RevokeAck { .. } => self.state().revoke_acks += 1,
+                FusedToRaftd::LockLostAck { .. } => {}
             }
             self.changed.notify_all();
         }
@@ -1020,6 +1024,9 @@ impl State {
                     created: false,
                 }
             }
+            // Nobody else is there.
+            FsOp::Lock { .. } | FsOp::Unlock { .. } => FsRep::Done,
+            FsOp::TestLock { .. } => FsRep::Lock(None),
             FsOp::Getattr { ino } => FsRep::Attr(self.get(*ino)?.attr.clone()),
             FsOp::Setattr { ino, set } => {
                 if let Some(size) = set.size {

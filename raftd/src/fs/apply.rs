@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 use super::inode::{self, Contents, Inode, ReadError, SYMLINK_MODE};
+use super::lock::{self, Owner};
 use super::op::{Check, Command, Op, RenameHow};
 use super::quota::Limit;
 use super::space::{self, Capacity, Super};
@@ -88,13 +89,29 @@ pub fn apply(
         let (outcome, effects) = run(tx, index, cmd, None)?;
         return Ok((Verdict::Done(outcome), effects));
     };
-    let session = match dedup::admit(tx, origin)? {
+    let mut session = match dedup::admit(tx, origin)? {
         dedup::Admit::Next(session) => session,
         dedup::Admit::No(verdict) => return Ok((verdict, Effects::default())),
     };
+    if session.fenced && is_fenced(tx, origin.session, &cmd.op)? {
+        let outcome = Err(FsError::Io);
+        dedup::record(tx, origin, session, &outcome)?;
+        return Ok((Verdict::Done(outcome), Effects::default()));
+    }
     let (outcome, effects) = run(tx, index, cmd, Some(origin.session))?;
+    session.fenced &= cmd.op != Op::ResetLocks;
     dedup::record(tx, origin, session, &outcome)?;
     Ok((Verdict::Done(outcome), effects))
+}
+
+/// Whether the operation is one on contents of which the session thinks that
+/// it has them locked.
+fn is_fenced(tx: &Writer<'_>, session: SessionId, op: &Op) -> Result<bool, MetaError> {
+    match op {
+        Op::Write { ino, .. } | Op::Fallocate { ino, .. } => lock::is_fenced(tx, session, *ino),
+        Op::Setattr { ino, set, .. } if set.size.is_some() => lock::is_fenced(tx, session, *ino),
+        _ => Ok(false),
+    }
 }
 
 fn run(
@@ -250,7 +267,41 @@ impl Apply<'_, '_> {
             }
             Op::Fallocate { ino, what } => self.fallocate(*ino, what),
             Op::Accessed { inodes } => self.accessed(inodes),
+            Op::Lock { .. }
+            | Op::Unlock { .. }
+            | Op::UnlockMount { .. }
+            | Op::CancelLock { .. }
+            | Op::ExpireLocks { .. }
+            | Op::ResetLocks => self.lock_op(op, session),
         }
+    }
+
+    fn lock_op(&mut self, op: &Op, session: Option<SessionId>) -> Result<Reply, ReadError> {
+        if let (Op::ExpireLocks { session }, None) = (op, session) {
+            self.expire_locks(*session)?;
+            return Ok(Reply::Done);
+        }
+        let session = session.ok_or(FsError::Invalid)?;
+        let owner = |mount, id| Owner { session, mount, id };
+        match op {
+            Op::Lock {
+                ino,
+                mount,
+                wish,
+                wait,
+            } => return self.lock(*ino, owner(*mount, wish.owner), wish, *wait),
+            Op::Unlock {
+                ino,
+                mount,
+                owner: id,
+                range,
+            } => self.unlock(*ino, owner(*mount, *id), range)?,
+            Op::UnlockMount { mount } => self.drop_locks(session, Some(*mount))?,
+            Op::CancelLock { ino, ticket } => return self.cancel_lock(*ino, *ticket),
+            Op::ResetLocks => self.reset_locks(session)?,
+            _ => return Err(FsError::Invalid.into()),
+        }
+        Ok(Reply::Done)
     }
 
     /// A directory in which names can be made and removed.

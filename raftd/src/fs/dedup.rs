@@ -35,10 +35,16 @@ pub struct Session {
     pub next: u64,
     /// Replies up to and including this seq are forgotten.
     pub acked: u64,
+    /// It has lost locks and may not know that, see lock.rs.
+    pub fenced: bool,
 }
 
 pub fn session(v: &View<'_>, id: SessionId) -> Result<Option<Session>, MetaError> {
     v.load(&key(SESSION, id.0), "session")
+}
+
+pub(super) fn put(tx: &mut Writer<'_>, id: SessionId, session: &Session) -> Result<(), MetaError> {
+    tx.save(&key(SESSION, id.0), session, "session")
 }
 
 /// All live sessions, oldest first.
@@ -97,7 +103,7 @@ pub(super) fn record(
         session.acked += 1;
         tx.delete(&key2(REPLY, origin.session.0, session.acked))?;
     }
-    tx.save(&key(SESSION, origin.session.0), &session, "session")
+    put(tx, origin.session, &session)
 }
 
 impl Apply<'_, '_> {
@@ -119,8 +125,9 @@ impl Apply<'_, '_> {
             nonce,
             next: 1,
             acked: 0,
+            fenced: false,
         };
-        self.tx.save(&key(SESSION, self.index), &session, "session")
+        put(self.tx, SessionId(self.index), &session)
     }
 
     fn retire(&mut self, id: SessionId) -> Result<(), MetaError> {
@@ -132,6 +139,7 @@ impl Apply<'_, '_> {
             self.tx.delete(&key)?;
         }
         self.tx.delete(&key(SESSION, id.0))?;
+        self.reset_locks(id)?;
         self.release_all(id)
     }
 }

@@ -34,6 +34,12 @@
 //! x ino:8 name              value of an extended attribute    (xattr.rs)
 //! q tree:8                  Quota                             (quota.rs)
 //! a tree:8 dir:8            Cookie: adopted up to there       (quota.rs)
+//! l ino:8                   Locks: held, waiting              (lock.rs)
+//! w session:8 mount:8 ino:8 1: somebody of the mount is in Locks
+//! v session:8 mount:8 owner:8 ticket:8
+//!                           ino:8, where the owner waits
+//! f session:8 ino:8         1: lost a lock there, may not write
+//! n                         how many locks there are
 //! ```
 
 #![forbid(unsafe_code)]

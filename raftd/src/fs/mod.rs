@@ -25,13 +25,14 @@ pub mod dedup;
 pub mod dirent;
 mod fallocate;
 pub mod inode;
+pub mod lock;
 pub mod op;
 pub mod orphan;
 pub mod quota;
 pub mod space;
 pub mod xattr;
 
-use common::fs::{Attr, FsError, InodeNo};
+use common::fs::{Attr, FsError, InodeNo, SessionId};
 use serde::{Deserialize, Serialize};
 
 /// What the caller of an operation is told.
@@ -52,6 +53,14 @@ pub enum Reply {
     },
     /// OpenSession: the id is the entry's log index.
     Session,
+    /// The lock is held.
+    Locked {
+        fence: u64,
+    },
+    /// It is waited for; Change::Waited says how that ends.
+    Waiting {
+        ticket: u64,
+    },
 }
 
 pub type Outcome = Result<Reply, FsError>;
@@ -115,6 +124,19 @@ pub enum Change {
     Spilled { ino: InodeNo },
     /// The inode does not exist any more.
     Gone { ino: InodeNo },
+    /// Somebody has waited for a lock long enough: he has it, with that fencing
+    /// number, or never will.
+    Waited {
+        session: SessionId,
+        ticket: u64,
+        result: Result<u64, FsError>,
+    },
+    /// The session's lease ran out, and its locks are free: the inode, and the
+    /// owner as its mount and number.
+    LocksLost {
+        session: SessionId,
+        locks: Vec<(InodeNo, u64, u64)>,
+    },
 }
 
 /// All that applying one entry means outside the metadata.

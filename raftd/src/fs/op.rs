@@ -15,8 +15,10 @@
 //! The replicated operations: what an entry of the raft log says.  They are
 //! the wire and the log format; variants and fields are only ever appended.
 
+use super::lock::Wish;
 use crate::payload::Payload;
 use common::fs::{Cred, Fallocate, InodeNo, NodeId, SessionId, SetAttr, Time, TreeNo};
+use common::lock::LockRange;
 use common::xattr::XattrHow;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -170,6 +172,34 @@ pub enum Op {
     Accessed {
         inodes: Vec<(InodeNo, Time)>,
     },
+    /// Locks bytes for an owner of the session's mount, or queues for them.
+    Lock {
+        ino: InodeNo,
+        mount: u64,
+        wish: Wish,
+        wait: bool,
+    },
+    Unlock {
+        ino: InodeNo,
+        mount: u64,
+        owner: u64,
+        range: LockRange,
+    },
+    /// All that the mount holds and waits for.
+    UnlockMount {
+        mount: u64,
+    },
+    /// Whoever waits with that ticket shall not.
+    CancelLock {
+        ino: InodeNo,
+        ticket: u64,
+    },
+    /// The session's lease has run out.  The leader's alone.
+    ExpireLocks {
+        session: SessionId,
+    },
+    /// The session knows that it has lost its locks, and has none.
+    ResetLocks,
 }
 
 /// Who has judged ownership and the sticky bit.

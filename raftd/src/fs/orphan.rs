@@ -97,6 +97,7 @@ impl Apply<'_, '_> {
         self.charge(inode.tree, 0, -1)?;
         self.free_records(inode.extra())?;
         inode::delete(self.tx, ino)?;
+        self.free_locks(ino)?;
         self.tx.delete(&key(ORPHAN, ino.0))?;
         let used = self.sup.used_inodes.checked_sub(1);
         self.sup.used_inodes = used.ok_or(MetaError::Corrupt("super"))?;

@@ -21,6 +21,7 @@
 
 mod accessed;
 mod lane;
+mod lock;
 mod request;
 mod seek;
 
@@ -28,6 +29,7 @@ use crate::age::Age;
 use crate::barrier::Barrier;
 use crate::fs::op::Op;
 use crate::fs::{dirent, inode, Change};
+use crate::locks::Locks;
 use crate::propose::{How, Proposer};
 use crate::store::state_machine::Applied;
 use crate::store::Store;
@@ -47,7 +49,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{watch, Notify};
@@ -66,6 +68,7 @@ const TOLD_MAX: usize = 1 << 18;
 pub struct Mounts {
     pub store: Arc<Store>,
     pub proposer: Arc<Proposer>,
+    pub locks: Arc<Locks>,
     pub barrier: Barrier,
     pub dirty: Dirty,
     /// True once this node has applied all that was in its log at the start
@@ -109,6 +112,8 @@ pub struct Attachment(u64);
 pub struct Fused {
     mounts: Arc<Mounts>,
     attachment: Attachment,
+    /// Its number among those that may lock.
+    locker: u64,
     pub conf: Mount,
     control: Arc<Lane>,
     bulk: Arc<Lane>,
@@ -144,8 +149,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Mounts {
     pub fn new(
-        store: Arc<Store>,
-        proposer: Arc<Proposer>,
+        locks: Arc<Locks>,
         barrier: Barrier,
         dirty: Dirty,
         recovered: watch::Receiver<bool>,
@@ -153,8 +157,9 @@ impl Mounts {
         applied: watch::Receiver<u64>,
     ) -> Arc<Mounts> {
         Arc::new(Mounts {
-            store,
-            proposer,
+            store: locks.store.clone(),
+            proposer: locks.proposer.clone(),
+            locks,
             barrier,
             dirty,
             recovered,
@@ -184,8 +189,9 @@ impl Mounts {
         let (control, control_reader) = Lane::new(control)?;
         let (bulk, bulk_reader) = Lane::new(bulk)?;
         let id = conf.id;
-        let fused = Arc::new(Fused {
+        let fused = Arc::new_cyclic(|fused: &Weak<Fused>| Fused {
             mounts: self.clone(),
+            locker: self.locks.join(lock::lost(fused.clone())),
             attachment: Attachment(self.attachments.fetch_add(1, Ordering::Relaxed)),
             conf,
             control,
@@ -264,6 +270,7 @@ impl Mounts {
         }
         let all = self.all();
         for change in &applied.changes {
+            self.locks.changed(change, applied.index);
             for fused in &all {
                 fused.change(change, applied.index, from == Some(fused.attachment));
             }
@@ -490,6 +497,7 @@ impl Fused {
             FusedToRaftd::RevokeAck { ino } => {
                 log_warnx!("dispatch_fused: unexpected IMSG_FS_REVOKE_ACK for {ino}");
             }
+            FusedToRaftd::LockLostAck { ino, owner } => self.lock_lost_ack(ino, owner),
         }
     }
 

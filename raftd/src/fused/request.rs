@@ -170,6 +170,9 @@ impl Fused {
             | FsOp::Statfs
             | FsOp::Getxattr { .. }
             | FsOp::Listxattr { .. } => self.look(id, op, deadline),
+            FsOp::Lock { .. } | FsOp::Unlock { .. } | FsOp::TestLock { .. } => {
+                begin(self.clone().lock_request(id, op, deadline));
+            }
             _ => self.change_tree(id, cred, op, bulk, how),
         }
     }
@@ -211,7 +214,7 @@ impl Fused {
         self.mounts.barrier.wait(deadline).await
     }
 
-    fn applied(&self) -> u64 {
+    pub(super) fn applied(&self) -> u64 {
         *self.mounts.applied.borrow()
     }
 
@@ -646,7 +649,8 @@ impl Fused {
                 .map(|c| (c.bulk.len(), c.deadline));
             let Some((bytes, deadline)) = next else {
                 if self.mounts.is_gone(&self) {
-                    return;
+                    // Behind all that was written under its locks.
+                    return self.mounts.locks.leave(self.locker);
                 }
                 self.backlogged.notified().await;
                 continue;
@@ -756,7 +760,9 @@ impl Fused {
 
     fn resolved(&self, outcome: Outcome, opens: bool) -> Answer {
         outcome.and_then(|reply| match reply {
-            Reply::Done | Reply::Session => Ok(FsRep::Done),
+            Reply::Done | Reply::Session | Reply::Locked { .. } | Reply::Waiting { .. } => {
+                Ok(FsRep::Done)
+            }
             Reply::Attr(attr) => Ok(FsRep::Attr(self.show_attr(attr))),
             Reply::Written { offset, attr } => {
                 let attr = self.show_attr(attr);

@@ -20,6 +20,7 @@ pub mod frame;
 pub mod network;
 pub mod server;
 
+use crate::lease::Heard;
 use crate::raft::Raft;
 use common::fs::NodeId;
 use common::{log_info, log_warn, log_warnx};
@@ -44,6 +45,8 @@ pub struct Peers {
     answered: AtomicU64,
     /// This node gives its leadership away: its lease proves nothing now.
     handing_over: AtomicBool,
+    /// Who has asked this node as the leader, and when.
+    pub heard: Heard,
 }
 
 struct Peer {
@@ -109,6 +112,7 @@ impl Peers {
             table: Mutex::new(HashMap::new()),
             answered: AtomicU64::new(0),
             handing_over: AtomicBool::new(false),
+            heard: Heard::default(),
         };
         peers.reconf(nodes);
         Arc::new(peers)

@@ -139,7 +139,10 @@ impl Server {
                     self.reply(PeerMsg::TransferLeaderRep(rep)).await?;
                 }
                 PeerMsg::ReadIndex => {
-                    let index = barrier::read_index(&self.raft, &self.peers).await;
+                    let index = match self.peers.heard.from(self.peer) {
+                        true => barrier::read_index(&self.raft, &self.peers).await,
+                        false => None,
+                    };
                     self.peers.waits(self.peer).reads();
                     self.reply(PeerMsg::ReadIndexRep(index)).await?;
                 }

@@ -20,6 +20,7 @@
 
 #[path = "../../getopt.rs"]
 mod getopt;
+mod lock;
 mod output;
 mod parser;
 
@@ -27,8 +28,9 @@ use common::conf::DEFAULTS;
 use common::ctl::{CtlRep, CtlReq, CtlResult, CTL_FRAME_MAX};
 use common::imsg::{ImsgError, Imsgbuf};
 use common::sys::pledge::pledge;
-use common::{fatal, fatalx, log};
+use common::{fatal, fatalx, log, log_warn};
 use output::Records;
+use parser::Parsed;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -50,8 +52,9 @@ fn narrow(promises: &str) {
 fn main() -> ExitCode {
     log::log_init("dfsctl", true, false);
     // stdio: arguments and errors.  rpath: the working directory, where a path
-    // is relative to it.  unix: the control socket.
-    narrow("stdio rpath unix");
+    // is relative to it.  unix: the control socket.  proc, exec: the command of
+    // dfsctl lock.
+    narrow("stdio rpath unix proc exec");
 
     let (mut socket, mut as_json) = (DEFAULTS.socket.to_string(), false);
     let Some(args) = getopt::getopt(std::env::args_os().skip(1), "js:") else {
@@ -64,13 +67,16 @@ fn main() -> ExitCode {
         }
     }
     let req = match parser::parse(&args.operands) {
-        Ok(req) => req,
+        Ok(Parsed::Ask(req)) => req,
+        Ok(Parsed::Lock(words)) => match lock::parse(words) {
+            Some(lock) => return run_locked(&lock, &socket),
+            None => return lock::usage(),
+        },
         Err(invalid) => {
             eprintln!("{invalid}");
             return ExitCode::FAILURE;
         }
     };
-
     narrow("stdio unix");
     let stream = match UnixStream::connect(&socket) {
         Ok(stream) => stream,
@@ -99,6 +105,20 @@ fn main() -> ExitCode {
     }
 }
 
+fn run_locked(lock: &lock::Lock, socket: &str) -> ExitCode {
+    let opened = UnixStream::connect(socket).and_then(|s| Ok((s.try_clone()?, s)));
+    match opened {
+        Ok((own, stream)) => {
+            let mut channel = Channel::new(OwnedFd::from(stream), CTL_FRAME_MAX);
+            lock.run(&mut channel, &own, socket)
+        }
+        Err(e) => {
+            log_warn!(e, "dfsctl: connect: {socket}");
+            lock::unavailable()
+        }
+    }
+}
+
 enum Answer {
     Records(Box<Records>),
     Result(CtlResult),
@@ -116,6 +136,9 @@ fn ask(channel: &mut Channel, req: &CtlReq) -> Result<Answer, ImsgError> {
             CtlRep::Mount(mount) => records.mounts.push(mount),
             CtlRep::Log(log) => records.log = Some(log),
             CtlRep::Quota(quota) => records.quotas.push(quota),
+            CtlRep::Lock(lock) => records.locks.push(lock),
+            // To dfsctl lock alone.
+            CtlRep::Locked(_) | CtlRep::LockLost => return Ok(Answer::Closed),
             CtlRep::End => return Ok(Answer::Records(records)),
             CtlRep::Result(result) => return Ok(Answer::Result(result)),
         }

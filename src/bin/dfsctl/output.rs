@@ -19,7 +19,10 @@
 #![forbid(unsafe_code)]
 
 use common::conf::DEFAULTS;
-use common::ctl::{CtlLog, CtlMount, CtlPeer, CtlQuota, CtlReq, CtlSummary, PeerState, Role};
+use common::ctl::{
+    CtlLock, CtlLog, CtlMount, CtlPeer, CtlQuota, CtlReq, CtlSummary, PeerState, Role,
+};
+use common::lock::{LockKind, LockRange};
 use std::fmt::{self, Write};
 use std::net::SocketAddr;
 
@@ -31,6 +34,7 @@ pub struct Records {
     pub mounts: Vec<CtlMount>,
     pub log: Option<CtlLog>,
     pub quotas: Vec<CtlQuota>,
+    pub locks: Vec<CtlLock>,
 }
 
 /// With the newline of the last line; empty when there is nothing to show.
@@ -40,6 +44,7 @@ pub fn columns(req: &CtlReq, records: &Records) -> String {
         CtlReq::ShowMounts => mounts(&records.mounts),
         CtlReq::ShowLog => records.log.as_ref().map(log).unwrap_or_default(),
         CtlReq::ShowQuota(_) => quotas(&records.quotas),
+        CtlReq::ShowLocks => locks(&records.locks),
         _ => {
             let mut out = records.summary.as_ref().map(summary).unwrap_or_default();
             out += &peers(&records.peers);
@@ -168,6 +173,49 @@ fn quotas(quotas: &[CtlQuota]) -> String {
     out
 }
 
+fn locks(locks: &[CtlLock]) -> String {
+    let row = |cells: [String; 7]| {
+        let [id, ino, node, pid, kind, range, state] = cells;
+        format!("{id:>10} {ino:>10} {node:>5} {pid:>7}  {kind:<9} {range:<21} {state}\n")
+    };
+    let names = ["Number", "Inode", "Node", "Pid", "Kind", "Bytes", "State"];
+    let mut out = row(names.map(String::from));
+    for l in locks {
+        let end = match l.range.end >= LockRange::WHOLE.end {
+            true => String::new(),
+            false => l.range.end.to_string(),
+        };
+        out += &row([
+            l.id.to_string(),
+            l.ino.to_string(),
+            l.node.to_string(),
+            l.pid.to_string(),
+            lock_kind(l.kind).into(),
+            format!("{}-{end}", l.range.start),
+            if l.held { "held" } else { "waits" }.into(),
+        ]);
+    }
+    out
+}
+
+fn lock_kind(kind: LockKind) -> &'static str {
+    match kind {
+        LockKind::Shared => "shared",
+        LockKind::Exclusive => "exclusive",
+    }
+}
+
+fn json_lock(o: &mut Object, l: &CtlLock) {
+    o.plain("number", l.id);
+    o.plain("inode", l.ino);
+    o.plain("node", l.node);
+    o.plain("pid", l.pid);
+    o.string("kind", Some(lock_kind(l.kind)));
+    o.plain("start", l.range.start);
+    o.plain("end", l.range.end);
+    o.plain("held", l.held);
+}
+
 fn log(l: &CtlLog) -> String {
     let row = |cells: [String; 7]| {
         let [a, b, c, d, e, f, g] = cells;
@@ -257,6 +305,7 @@ pub fn json(req: &CtlReq, records: &Records) -> String {
         CtlReq::ShowPeers => object.list("peers", &records.peers, json_peer),
         CtlReq::ShowMounts => object.list("mounts", &records.mounts, json_mount),
         CtlReq::ShowQuota(_) => object.list("quotas", &records.quotas, json_quota),
+        CtlReq::ShowLocks => object.list("locks", &records.locks, json_lock),
         CtlReq::ShowLog => {
             if let Some(l) = &records.log {
                 json_log(&mut object, l);

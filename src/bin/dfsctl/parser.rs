@@ -40,6 +40,16 @@ enum Then {
     /// Options and operands of its own.
     Parse(fn(&[String]) -> Result<CtlReq, Invalid>),
     Next(&'static [Token]),
+    /// The words behind it are no words of ours.
+    Lock,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed<'a> {
+    Ask(CtlReq),
+    /// The arguments of dfsctl lock.
+    Lock(&'a [String]),
 }
 
 const fn ask(word: &'static str, req: CtlReq) -> Token {
@@ -64,6 +74,11 @@ const fn next(word: &'static str, table: &'static [Token]) -> Token {
 }
 
 const MAIN: &[Token] = &[
+    parsed("cancel", cancel),
+    Token {
+        word: "lock",
+        then: Then::Lock,
+    },
     next("log", LOG),
     parsed("quota", quota),
     ask("reload", CtlReq::Reload),
@@ -78,6 +93,7 @@ const LOG: &[Token] = &[
 ];
 
 const SHOW: &[Token] = &[
+    ask("locks", CtlReq::ShowLocks),
     ask("log", CtlReq::ShowLog),
     ask("mounts", CtlReq::ShowMounts),
     ask("peers", CtlReq::ShowPeers),
@@ -124,7 +140,7 @@ fn match_token<'a>(word: &str, table: &'a [Token]) -> Result<&'a Token, Invalid>
     }
 }
 
-pub fn parse(words: &[String]) -> Result<CtlReq, Invalid> {
+pub fn parse(words: &[String]) -> Result<Parsed<'_>, Invalid> {
     let mut table = MAIN;
     let mut words = words;
     loop {
@@ -134,13 +150,14 @@ pub fn parse(words: &[String]) -> Result<CtlReq, Invalid> {
         };
         match &match_token(word, table)?.then {
             Then::Next(next) => table = next,
-            Then::Parse(by) => return by(rest),
+            Then::Parse(by) => return by(rest).map(Parsed::Ask),
             Then::Ask(req) => {
                 return match rest {
-                    [] => Ok(req.clone()),
+                    [] => Ok(Parsed::Ask(req.clone())),
                     [word, ..] => Err(superfluous(word)),
-                };
+                }
             }
+            Then::Lock => return Ok(Parsed::Lock(rest)),
         }
         words = rest;
     }
@@ -148,6 +165,18 @@ pub fn parse(words: &[String]) -> Result<CtlReq, Invalid> {
 
 fn superfluous(word: &str) -> Invalid {
     invalid(format!("superfluous argument: {word}"), &[])
+}
+
+/// The words behind `cancel`.
+fn cancel(words: &[String]) -> Result<CtlReq, Invalid> {
+    match words {
+        [] => Err(invalid("missing argument: number".into(), &[])),
+        [number] => match number.parse() {
+            Ok(number) => Ok(CtlReq::CancelLock(number)),
+            Err(_) => Err(invalid(format!("no number: {number}"), &[])),
+        },
+        [_, word, ..] => Err(superfluous(word)),
+    }
 }
 
 /// The words behind `quota`.
