@@ -321,6 +321,115 @@ fn a_read_waits_for_zeros_under_way() {
     m.end();
 }
 
+/// What else the kernel of Linux sends.
+const FSYNCDIR: u32 = 30;
+const COPY_FILE_RANGE: u32 = 47;
+
+/// The inode says which file it is, whosever the handle.
+#[test]
+fn handles_of_other_files() {
+    let Some(mut m) = openbsd(Options::default()) else {
+        return;
+    };
+    m.put("f", &[1; 5000]).unwrap();
+    m.put("g", &[2; 5000]).unwrap();
+    let (f, g) = (m.node("f").unwrap(), m.node("g").unwrap());
+    let opened = |op: Op, node: u64, flags: u32| {
+        u64_at(&m.device.call(op, node, 0, &u32s(&[flags, 0])).unwrap(), 0)
+    };
+    let of_g = opened(Op::Open, g, 2);
+    let of_dir = opened(Op::Opendir, 1, 0);
+    for fh in [of_g, of_dir, 12_345, u64::MAX] {
+        let io =
+            |offset: u64, size: u32| [u64s(&[fh, offset]), u32s(&[size, 0, 0, 0, 0, 0])].concat();
+        let read = m.device.call_sized(Op::Read, f, 0, &io(0, 5000), 5000);
+        assert_eq!(read.unwrap(), [1; 5000]);
+        let listed = m.device.call_sized(Op::Readdir, 1, 0, &io(0, 4096), 4096);
+        assert!(!listed.unwrap().is_empty());
+        // No answer is wrong but that of another file, or none.
+        let _ = odd(&m, Op::Readdir as u32, f, &io(0, 4096));
+        let _ = odd(&m, Op::Read as u32, 1, &io(0, 4096));
+        let _ = odd(&m, Op::Write as u32, f, &[io(4998, 2), vec![1; 2]].concat());
+        let body = [u64s(&[fh]), vec![0; 24]].concat();
+        for op in [Op::Fsync as u32, Op::Flush as u32, FSYNCDIR] {
+            let _ = odd(&m, op, f, &body);
+        }
+        let size = [u32s(&[8 | 64, 0]), u64s(&[fh, 5000]), vec![0; 64]].concat();
+        let _ = odd(&m, Op::Setattr as u32, f, &size);
+        assert_eq!(m.get("f").unwrap(), [1; 5000]);
+        assert_eq!(m.get("g").unwrap(), [2; 5000]);
+    }
+    // Given back for another file, and twice.
+    for node in [f, f, g, g] {
+        let _ = odd(
+            &m,
+            Op::Release as u32,
+            node,
+            &[u64s(&[of_g]), vec![0; 16]].concat(),
+        );
+        let _ = odd(
+            &m,
+            Op::Releasedir as u32,
+            node,
+            &[u64s(&[of_dir]), vec![0; 16]].concat(),
+        );
+    }
+    m.put("g", &[3; 100]).unwrap();
+    assert_eq!(m.get("f").unwrap(), [1; 5000]);
+    m.end();
+}
+
+/// At 2^63 and at the end of what can be counted; of nothing; of what is not
+/// there.  Each gets an error, or does nothing.
+#[test]
+fn ranges_out_of_range() {
+    let Some(mut m) = openbsd(Options::default()) else {
+        return;
+    };
+    m.put("f", &[1; 5000]).unwrap();
+    let f = m.node("f").unwrap();
+    let fh = u64_at(&m.device.call(Op::Open, f, 0, &u32s(&[2, 0])).unwrap(), 0);
+    let far = [1 << 63, (1 << 63) - 1, u64::MAX, u64::MAX - 4096];
+    for at in far {
+        for (offset, len) in [(at, 1), (at, at), (1, at), (4096, u64::MAX - 4095), (at, 0)] {
+            for mode in [0, 1, 3, 16, 17, u32::MAX] {
+                let body = [u64s(&[fh, offset, len]), u32s(&[mode, 0])].concat();
+                let told = odd(&m, Op::Fallocate as u32, f, &body);
+                assert!(told.is_err() || mode > 1, "{offset} {len} {mode}");
+                assert!(odd(&m, Op::Fallocate as u32, UNKNOWN, &body).is_err());
+            }
+        }
+        for (node, from, to) in [(f, at, 0), (f, 0, at), (UNKNOWN, 0, 0)] {
+            for len in [1, at] {
+                let body = u64s(&[fh, from, node, fh, to, len, 0]);
+                let copied = odd(&m, COPY_FILE_RANGE, f, &body);
+                assert!(copied.map_or(0, |answer| u64_at(&answer, 0)) == 0);
+            }
+        }
+        for whence in [3, 4, 99] {
+            let body = [u64s(&[fh, at]), u32s(&[whence, 0])].concat();
+            assert!(odd(&m, Op::Lseek as u32, f, &body).is_err());
+            assert!(odd(&m, Op::Lseek as u32, UNKNOWN, &body).is_err());
+        }
+        let io = |size: u32| [u64s(&[fh, at]), u32s(&[size, 0, 0, 0, 0, 0])].concat();
+        for size in [0, 1, u32::MAX] {
+            let read = odd(&m, Op::Read as u32, f, &io(size));
+            assert!(read.is_err() || read == Ok(vec![]), "{at} {size}: {read:?}");
+        }
+        assert!(odd(&m, Op::Write as u32, f, &[io(1), vec![9]].concat()).is_err());
+        let size = [u32s(&[8, 0]), u64s(&[fh, at]), vec![0; 64]].concat();
+        assert!(odd(&m, Op::Setattr as u32, f, &size).is_err(), "{at}");
+    }
+    // Nothing of something.
+    let io = [u64s(&[fh, 100]), vec![0; 24]].concat();
+    assert_eq!(odd(&m, Op::Read as u32, f, &io), Ok(vec![]));
+    let _ = odd(&m, Op::Write as u32, f, &io);
+    let none = [u64s(&[fh, 100, 0]), vec![0; 8]].concat();
+    assert!(odd(&m, Op::Fallocate as u32, f, &none).is_err());
+    assert_eq!(m.get("f").unwrap(), [1; 5000]);
+    m.end();
+}
+
 /// Whole headers with anything behind them, but for the opcodes of which the
 /// library asserts something and those without an answer.
 #[test]

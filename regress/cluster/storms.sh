@@ -1,0 +1,201 @@
+#!/bin/sh
+# Copyright (c) 2026 The dfsd authors
+#
+# Permission to use, copy, modify, and distribute this software for any
+# purpose with or without fee is hereby granted, provided that the above
+# copyright notice and this permission notice appear in all copies.
+#
+# THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+# WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+# MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+# ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+# WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+# ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+# OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+# storms.sh: all nodes change the same few names at once.  Each call succeeds
+# or fails as it may; then all nodes have one tree, in which the counts of
+# links and ".." are right.
+#
+#	OPS=n		calls of each of the processes
+
+. "$(dirname "$0")/../lib.sh"
+OPS=${OPS:-400}
+export OPS
+cluster_up 3
+
+python3 -B "$TOP/regress/cluster/nodes.py" $((240 + OPS / 5)) <<'EOF' || fail "see above"
+import random
+
+OPS = int(os.environ["OPS"])
+
+# --- one winner each
+def race(what, call):
+    """Each node does it to each of the same names; call(mount, path, i) is true for the winner."""
+    os.mkdir(f"{A}/{what}")
+    everywhere(what)
+    for mount in MOUNTS:
+        put(f"{mount}/{what}/from.{MOUNTS.index(mount)}", b"")
+    def racer(i):
+        mount, won = MOUNTS[i % 3], []
+        for k in range(30):
+            try:
+                call(f"{mount}/{what}", f"{mount}/{what}/{k}", i)
+                won.append(k)
+            except FileExistsError:
+                pass
+        open(f"{CLUSTER}/{what}.{i}", "w").write(" ".join(map(str, won)))
+        return True
+    processes(6, racer)
+    won = sorted(int(k) for i in range(6) for k in open(f"{CLUSTER}/{what}.{i}").read().split())
+    same(won, list(range(30)), f"{what}: not one winner each")
+
+def moved(dir, path, i):
+    own = f"{dir}/own.{i}"
+    if not there(own):
+        put(own, b"")
+    renameat2(own, path, RENAME_NOREPLACE)
+
+race("mkdir", lambda dir, path, i: os.mkdir(path))
+race("symlink", lambda dir, path, i: os.symlink(f"{i}", path))
+race("link", lambda dir, path, i: os.link(f"{dir}/from.{i % 3}", path))
+race("mknod", lambda dir, path, i: os.mkfifo(path))
+if HAVE_RENAMEAT2:
+    race("noreplace", moved)
+
+# Of rmdir, unlink and rename, too, one has what there is.
+os.mkdir(f"{A}/gone")
+for k in range(30):
+    os.mkdir(f"{A}/gone/d{k}")
+    put(f"{A}/gone/f{k}", b"")
+everywhere("gone", "f29")
+def remover(i):
+    mount, won = MOUNTS[i % 3], []
+    for k in range(30):
+        for name, call in ((f"d{k}", os.rmdir), (f"f{k}", os.unlink)):
+            try:
+                if i < 3:
+                    call(f"{mount}/gone/{name}")
+                else:
+                    os.rename(f"{mount}/gone/{name}", f"{mount}/gone/{name}.{i}")
+                won.append(name)
+            except FileNotFoundError:
+                pass
+    open(f"{CLUSTER}/gone.{i}", "w").write(" ".join(won))
+    return True
+processes(6, remover)
+won = sorted(n for i in range(6) for n in open(f"{CLUSTER}/gone.{i}").read().split())
+same(won, sorted([f"d{k}" for k in range(30)] + [f"f{k}" for k in range(30)]), "gone: not one winner each")
+
+# --- loops: a goes into b while b goes into a
+os.mkdir(f"{A}/loops")
+for k in range(40):
+    os.makedirs(f"{A}/loops/{k}/a/x")
+    os.makedirs(f"{A}/loops/{k}/b/y")
+everywhere("loops", "39", "b", "y")
+def looper(i):
+    for k in range(40):
+        d = f"{MOUNTS[i]}/loops/{k}"
+        names = [("a", "b/y/a"), ("b", "a/x/b"), ("a/x", "b/y/x")][i]
+        try:
+            os.rename(f"{d}/{names[0]}", f"{d}/{names[1]}")
+        except OSError as e:
+            check(e.errno in (errno.ENOENT, errno.EINVAL), e)
+    return True
+processes(3, looper)
+for k in range(40):
+    left = sum(len(dirs) for _, dirs, _ in os.walk(f"{A}/loops/{k}"))
+    same(left, 4, f"loops/{k}: directories reached from above")
+
+# --- a name that is renamed over is never away
+for path in ("over", "over/dir"):
+    os.mkdir(f"{A}/{path}")
+put(f"{A}/over/name", b"first")
+everywhere("over", "name")
+os.mkdir(f"{A}/over/stop")
+def replacer(i):
+    mount = MOUNTS[i % 3]
+    if i >= 3:
+        for k in range(OPS // 4):
+            put(f"{mount}/over/new.{i}", b"%d of %d" % (k, i))
+            os.rename(f"{mount}/over/new.{i}", f"{mount}/over/name")
+        put(f"{mount}/over/stop/{i}", b"")
+        return True
+    while len(os.listdir(f"{mount}/over/stop")) < 3:
+        check(get(f"{mount}/over/name") != b"", "empty")
+        os.stat(f"{mount}/over/name")
+    return True
+processes(6, replacer)
+
+# --- the storm
+# ESTALE: the directory of the name was removed by another node while the call was
+# on its way, and one of the same name again when the kernel had looked it up anew.
+MAY = {errno.ESTALE, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EPERM}
+os.mkdir(f"{A}/storm")
+everywhere("storm")
+def stormy(i):
+    rng = random.Random(i)
+    top = f"{MOUNTS[i % 3]}/storm"
+    done = dict.fromkeys(["mkdir", "rmdir", "put", "unlink", "link", "symlink", "rename", "exchange"], 0)
+    # Some of few names, at most three deep.
+    path = lambda: "/".join([top] + rng.choices("abc", k=rng.choices([0, 1, 2], [2, 3, 2])[0]) + [rng.choice("abcpq")])
+    for _ in range(OPS):
+        what = rng.choices(list(done), [8, 2, 5, 2, 4, 1, 5, 1 if HAVE_RENAMEAT2 else 0])[0]
+        try:
+            match what:
+                case "put": os.close(os.open(path(), os.O_WRONLY | os.O_CREAT, 0o644))
+                case "symlink": os.symlink("nowhere/at/all", path())
+                case "link" | "rename": getattr(os, what)(path(), path(), **({"follow_symlinks": False} if what == "link" else {}))
+                case "exchange": renameat2(path(), path(), RENAME_EXCHANGE)
+                case _: getattr(os, what)(path())
+            done[what] += 1
+        except OSError as e:
+            check(e.errno in MAY, f"{what}: {e}")
+    print(f"storm: process {i}:", done)
+    open(f"{CLUSTER}/storm.{i}", "w").write(" ".join(map(str, done.values())))
+    return True
+processes(6, stormy)
+done = [sum(ns) for ns in zip(*(map(int, open(f"{CLUSTER}/storm.{i}").read().split()) for i in range(6)))]
+check(all(done[:7]), "storm: a call never succeeded", done)
+
+# --- what is left
+def walked(top):
+    """Every name with its inode and the count of its links, which is checked."""
+    names, links, counts, todo = {}, {}, {}, [(top, os.stat(os.path.dirname(top)).st_ino)]
+    while todo:
+        path, above = todo.pop()
+        same(os.stat(path + "/..").st_ino, above, path, "..")
+        here, below = os.stat(path), 0
+        for name in os.listdir(path):
+            s = os.lstat(f"{path}/{name}")
+            names[f"{path}/{name}"[len(top):]] = (s.st_ino, stat.S_IFMT(s.st_mode), s.st_nlink)
+            if stat.S_ISDIR(s.st_mode):
+                below += 1
+                todo.append((f"{path}/{name}", here.st_ino))
+            else:
+                links[s.st_ino] = links.get(s.st_ino, 0) + 1
+                counts[s.st_ino] = s.st_nlink
+        same(here.st_nlink, 2 + below, path, "links")
+    same(counts, links, "links of files")
+    return names
+
+for dir in ("mkdir", "link", "gone", "loops", "over", "storm"):
+    trees = [None] * 3
+    def equal():
+        for i, path in enumerate(at(dir)):
+            trees[i] = walked(path)
+        return trees[0] == trees[1] == trees[2]
+    # Caches of names and attributes may be a moment behind.
+    end = time.monotonic() + LIMIT
+    while True:
+        try:
+            if equal():
+                break
+            wrong = "trees differ"
+        except (AssertionError, OSError) as e:
+            wrong = e
+        check(time.monotonic() < end, dir, wrong)
+        time.sleep(0.1)
+    print(f"{dir}: {len(trees[0])} names")
+EOF
+must_trees_equal .
