@@ -69,7 +69,7 @@ fn beneath(v: &View<'_>, ino: InodeNo) -> Vec<(InodeNo, Inode)> {
 pub fn check_books(v: &View<'_>, inodes: &BTreeMap<InodeNo, Inode>) {
     let unfinished: Vec<u64> = dump(v)
         .iter()
-        .filter(|(k, _)| k[0] == b'w')
+        .filter(|(k, _)| k[0] == b'a')
         .map(|(k, _)| u64::from_be_bytes(k[1..9].try_into().unwrap()))
         .collect();
     for quota in quota::list(v).unwrap() {
@@ -344,7 +344,7 @@ fn a_quota_set_again_counts_again() {
     count_all(&mut t, 7);
     assert_eq!(used(&t, d), (40, 22));
     assert!(!quota_at(&t, d).unwrap().counting);
-    let left = dump(&t.meta.read()).iter().any(|(k, _)| k[0] == b'w');
+    let left = dump(&t.meta.read()).iter().any(|(k, _)| k[0] == b'a');
     assert!(!left, "a walk of nobody");
     check_books_of(&t);
 }

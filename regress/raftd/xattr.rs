@@ -254,7 +254,8 @@ fn room() {
     let mut t = Tree::new();
     let f = t.make(create(ROOT, "f"));
     let node = NodeId(1);
-    let (bytes, inodes) = (4 * BLOCK, 10);
+    // Two inodes, and four times as much as one.
+    let (bytes, inodes) = (6 * BLOCK, 6);
     t.op(Op::Capacity {
         node,
         bytes,
