@@ -369,6 +369,35 @@ fn locks_of_one_mount() {
     drop(lock);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_lost_lock_is_told_and_no_lock_costs_nothing() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    fs::write(m.path("f"), b"x").unwrap();
+    let open = || File::options().read(true).write(true).open(m.path("f"));
+    drop(open().unwrap());
+    assert_eq!(m.tree.asked("unlock"), 0);
+    let beside = open().unwrap();
+    let lock = Flock::lock(open().unwrap(), FlockArg::LockExclusive).unwrap();
+    lock.write_all_at(b"y", 0).unwrap();
+    m.tree.lose_locks();
+    // fused has heard of it, and nothing written before is on its way.
+    m.tree.wait_lock_acks(1);
+    let errno = |e: std::io::Error| e.raw_os_error();
+    let (mut buf, eio) = ([0], Some(Errno::EIO as i32));
+    assert_eq!(errno(lock.read_at(&mut buf, 0).unwrap_err()), eio);
+    assert_eq!(errno(lock.write_at(b"z", 0).unwrap_err()), eio);
+    assert_eq!(errno(lock.sync_all().unwrap_err()), eio);
+    beside.read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, *b"y");
+    beside.write_all_at(b"w", 0).unwrap();
+    drop(lock);
+    assert_eq!(m.tree.asked("unlock"), 0, "it had none any more");
+    Flock::lock(beside, FlockArg::LockExclusiveNonblock).unwrap();
+}
+
 #[test]
 fn a_write_takes_away_privileges_at_once() {
     let Some(m) = mount(Options::default()) else {

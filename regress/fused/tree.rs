@@ -93,6 +93,9 @@ struct State {
     asked: HashMap<&'static str, u64>,
     releases: u64,
     revoke_acks: u64,
+    lock_acks: u64,
+    /// Who has all bytes locked.
+    locks: HashMap<InodeNo, u64>,
     dir: PathBuf,
 }
 
@@ -173,6 +176,8 @@ impl Tree {
             asked: HashMap::new(),
             releases: 0,
             revoke_acks: 0,
+            lock_acks: 0,
+            locks: HashMap::new(),
             dir,
         };
         let root = state.inode(InodeNo::ROOT, S_IFDIR | 0o777, Cred::default());
@@ -205,7 +210,7 @@ impl Tree {
             match imsg.msg {
                 FusedToRaftd::Req { id, cred, op } => self.request(id, cred, op, data),
                 FusedToRaftd::RevokeAck { .. } => self.state().revoke_acks += 1,
-                FusedToRaftd::LockLostAck { .. } => {}
+                FusedToRaftd::LockLostAck { .. } => self.state().lock_acks += 1,
             }
             self.changed.notify_all();
         }
@@ -396,6 +401,21 @@ impl Tree {
 
     pub fn asked(&self, op: &'static str) -> u64 {
         self.state().asked.get(op).copied().unwrap_or(0)
+    }
+
+    /// The lease of all locks has run out.
+    pub fn lose_locks(&self) {
+        let lost: Vec<_> = self.state().locks.drain().collect();
+        for (ino, owner) in lost {
+            self.send(&RaftdToFused::LockLost { ino, owner }, None, &[]);
+        }
+    }
+
+    pub fn wait_lock_acks(&self, count: u64) {
+        let mut state = self.state();
+        while state.lock_acks < count {
+            state = self.changed.wait(state).unwrap();
+        }
     }
 
     pub fn quorum(&self, quorum: bool) {
@@ -1024,8 +1044,19 @@ impl State {
                     created: false,
                 }
             }
-            // Nobody else is there.
-            FsOp::Lock { .. } | FsOp::Unlock { .. } => FsRep::Done,
+            FsOp::Lock { ino, owner, .. } => {
+                if self.locks.get(ino).is_some_and(|held| held != owner) {
+                    return Err(FsError::WouldBlock);
+                }
+                self.locks.insert(*ino, *owner);
+                FsRep::Done
+            }
+            FsOp::Unlock { ino, owner, .. } => {
+                if self.locks.get(ino) == Some(owner) {
+                    self.locks.remove(ino);
+                }
+                FsRep::Done
+            }
             FsOp::TestLock { .. } => FsRep::Lock(None),
             FsOp::Getattr { ino } => FsRep::Attr(self.get(*ino)?.attr.clone()),
             FsOp::Setattr { ino, set } => {
