@@ -698,9 +698,11 @@ impl Ops {
         };
         self.ask(cred, op, move |ops, answer| match answer.result {
             Ok(rep) => {
-                let entry = ops.entry(parent, &name, attr_of(rep), answer.index);
+                let mut entry = ops.entry(parent, &name, attr_of(rep), answer.index);
                 if hold {
                     ops.hold_inode(pid, entry.attr.ino);
+                    // For this call alone.
+                    entry.entry_ttl = Duration::ZERO;
                 }
                 reply(Ok(entry));
             }
@@ -1052,10 +1054,11 @@ impl Ops {
         let (id, index, deadline) = (answer.id, answer.index, answer.deadline);
         let mut state = lock(&self.state);
         let stale = state.lost.is_stale(ino, id, index);
-        if stale && !state.retries.holds(pid, ino) {
+        if stale && !state.retries.holds(pid, ino, Instant::now()) {
             state.retries.begin(pid, Instant::now());
             return self.stale_open(state, ino, id, deadline, reply);
         }
+        state.retries.end(pid);
         let keep_cache = state.keep_cache(&attr) && state.keeper == Keeper::Kernel;
         let opening = state.open(ino, flags);
         let mut opening = Opening {

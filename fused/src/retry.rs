@@ -65,9 +65,15 @@ impl Retries {
         }
     }
 
-    pub fn holds(&self, pid: u32, ino: InodeNo) -> bool {
-        let held = self.0.get(&pid).map(|retry| &retry.held);
-        held.is_some_and(|held| held.contains(&ino))
+    /// Whether a LOOKUP of the call that the thread is in has found this inode.
+    pub fn holds(&self, pid: u32, ino: InodeNo, now: Instant) -> bool {
+        let retry = self.0.get(&pid).filter(|retry| retry.until > now);
+        retry.is_some_and(|retry| retry.held.contains(&ino))
+    }
+
+    /// The call is over: the next one of the thread begins anew.
+    pub fn end(&mut self, pid: u32) {
+        self.0.remove(&pid);
     }
 
     /// The inode is let go of, once.
@@ -95,15 +101,21 @@ mod tests {
         retries.begin(0, now);
         assert!(!retries.is_retrying(0, now));
         retries.held(1, ino);
-        assert!(!retries.holds(1, ino), "it does not try again");
+        assert!(!retries.holds(1, ino, now), "it does not try again");
         retries.begin(1, now);
         assert!(retries.is_retrying(1, now) && !retries.is_retrying(2, now));
         retries.held(1, ino);
         retries.held(1, ino);
         retries.let_go(1, ino, now);
-        assert!(retries.holds(1, ino));
+        assert!(retries.holds(1, ino, now));
         assert!(!retries.is_retrying(1, now + RETRY));
+        assert!(!retries.holds(1, ino, now + RETRY));
         retries.let_go(1, ino, now + RETRY);
-        assert!(!retries.holds(1, ino) && retries.0.is_empty());
+        assert!(retries.0.is_empty());
+        retries.begin(1, now);
+        retries.held(1, ino);
+        retries.end(1);
+        assert!(!retries.holds(1, ino, now) && !retries.is_retrying(1, now));
+        retries.let_go(1, ino, now);
     }
 }

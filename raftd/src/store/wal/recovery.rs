@@ -248,6 +248,9 @@ impl Recovery<'_> {
             let newest = dropped.then_some(newest_id).into_iter();
             self.pool
                 .start(SegmentId(next), newest.chain(self.free.drain(..)));
+            if let Some(body) = &survey.committed {
+                self.note_committed(&segment, tail, body)?;
+            }
             let mut opened = self.finish(durable.offset, chain)?;
             opened.committed = survey.committed;
             return Ok(opened);
@@ -267,6 +270,29 @@ impl Recovery<'_> {
         let mut opened = self.finish(offset, chain)?;
         opened.unmarked = true;
         Ok(opened)
+    }
+
+    /// The commit index that stood behind the last mark.  It is written anew;
+    /// it need not have been durable, for what it says stays true, and all that
+    /// it says it of is.
+    fn note_committed(
+        &mut self,
+        segment: &Arc<Segment>,
+        at: u64,
+        body: &[u8],
+    ) -> Result<(), WalError> {
+        let record = Replayed {
+            kind: Kind::Committed,
+            index: 0,
+            body,
+            segment,
+            offset: at,
+            payload: None,
+        };
+        match self.index.recovered(&record) {
+            true => Ok(()),
+            false => Err(bit_rot(segment.id(), at)),
+        }
     }
 
     /// Replays the log from the first segment that is left up to a position;
