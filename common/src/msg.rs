@@ -148,8 +148,8 @@ pub enum FsOp {
         parent: InodeNo,
         name: Vec<u8>,
     },
-    /// The same, of no "." or "..", with a barrier before; and the inode is
-    /// counted as by Open.
+    /// The same, of no "." or "..", with a barrier before; and the inode
+    /// outlives its names until a Release more.
     LookupHold {
         parent: InodeNo,
         name: Vec<u8>,
@@ -219,6 +219,8 @@ pub enum FsOp {
     /// Counted: the inode outlives its names until as many Release.
     Open {
         ino: InodeNo,
+        /// By a LookupHold of the same call: no name need lead to it any more.
+        held: bool,
     },
     /// Not answered.
     Release {

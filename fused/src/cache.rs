@@ -176,8 +176,8 @@ impl Changes {
 }
 
 /// OPENs of an inode which lost a name: the kernel may have decided on them
-/// by the old entry, as long as it was not told, and as long as one is in
-/// flight that it sent before.
+/// by the old entry, also when it sends them after it has dropped that; until
+/// it has looked the inode up again.
 struct Lost {
     index: u64,
     /// Notifications under way.
@@ -201,6 +201,22 @@ impl LostNames {
             held: Vec::new(),
         });
         lost.untold += 1;
+        lost.index = lost.index.max(index);
+    }
+
+    /// The kernel is told, as of `index`, that some name means the inode.
+    pub fn looked_up(&mut self, ino: InodeNo, index: u64) {
+        let lost = self.0.get(&Some(ino));
+        if lost.is_some_and(|l| l.untold == 0 && index >= l.index) {
+            self.0.remove(&Some(ino));
+        }
+    }
+
+    /// The kernel knows the inode no more, by whatever name.
+    pub fn forgotten(&mut self, ino: InodeNo) {
+        if self.0.get(&Some(ino)).is_some_and(|l| l.held.is_empty()) {
+            self.0.remove(&Some(ino));
+        }
     }
 
     /// The kernel has dropped one such name; returns the answers to give.
@@ -219,7 +235,7 @@ impl LostNames {
     /// Every request before `oldest` is answered.
     pub fn prune(&mut self, oldest: ReqId) {
         self.0
-            .retain(|_, lost| lost.untold > 0 || lost.next > oldest);
+            .retain(|ino, lost| ino.is_some() || lost.untold > 0 || lost.next > oldest);
     }
 
     /// Whether the OPEN, answered as of `index`, may mean a name which the
@@ -227,7 +243,9 @@ impl LostNames {
     pub fn is_stale(&self, ino: InodeNo, open: ReqId, index: u64) -> bool {
         [Some(ino), None].iter().any(|key| {
             let lost = self.0.get(key);
-            lost.is_some_and(|l| index >= l.index && (l.untold > 0 || open < l.next))
+            let all = key.is_none();
+            let sent = |l: &Lost| !all || l.untold > 0 || open < l.next;
+            lost.is_some_and(|l| index >= l.index && sent(l))
         })
     }
 
@@ -631,11 +649,17 @@ mod tests {
         assert!(lost.hold(A, ReqId(5)));
         assert_eq!(lost.told(Some(A), ReqId(7)), [ReqId(5)]);
         assert!(lost.is_stale(A, ReqId(6), 10), "sent before");
-        assert!(!lost.is_stale(A, ReqId(7), 10), "sent after");
+        assert!(lost.is_stale(A, ReqId(7), 10), "decided before");
         assert!(!lost.hold(A, ReqId(6)));
-        lost.prune(ReqId(6));
-        assert!(lost.is_stale(A, ReqId(6), 10));
-        lost.prune(ReqId(7));
+        lost.prune(ReqId(8));
+        lost.looked_up(A, 9);
+        assert!(lost.is_stale(A, ReqId(8), 10), "by what was so before");
+        lost.looked_up(A, 10);
+        assert!(!lost.is_stale(A, ReqId(8), 10));
+        lost.lost(Some(A), 12);
+        lost.looked_up(A, 12);
+        assert!(lost.is_stale(A, ReqId(8), 12), "still to be told");
+        lost.forgotten(A);
         assert!(lost.0.is_empty());
         lost.lost(None, 20);
         assert!(lost.is_stale(B, ReqId(8), 20));

@@ -73,6 +73,9 @@ const BRIEF: Duration = Duration::from_secs(1);
 /// waits for raftd.
 const QUICK_MAX: u64 = 1 << 20;
 
+/// A name that others change again and again is asked for so often.
+const LOOKUP_TRIES: u32 = 8;
+
 /// How often the end looks whether raftd has answered everything.
 const SETTLE_POLL: Duration = Duration::from_millis(5);
 
@@ -685,33 +688,58 @@ impl Ops {
                 return reply(Err(lookup_errno(keeper, e)));
             }
         }
-        let name = name.to_vec();
+        self.ask_name(
+            cred,
+            pid,
+            (parent, name.to_vec()),
+            hold,
+            LOOKUP_TRIES,
+            reply,
+        );
+    }
+
+    /// What the name means, asked again if others have changed it meanwhile:
+    /// the kernel shall not open by what was already so when it asked.
+    fn ask_name(
+        &self,
+        cred: Cred,
+        pid: u32,
+        (parent, name): (InodeNo, Vec<u8>),
+        hold: bool,
+        tries: u32,
+        reply: Reply<Entry>,
+    ) {
+        let asked = name.clone();
         let op = match hold {
-            false => FsOp::Lookup {
-                parent,
-                name: name.clone(),
-            },
-            true => FsOp::LookupHold {
-                parent,
-                name: name.clone(),
-            },
+            false => FsOp::Lookup { parent, name },
+            true => FsOp::LookupHold { parent, name },
         };
-        self.ask(cred, op, move |ops, answer| match answer.result {
-            Ok(rep) => {
-                let mut entry = ops.entry(parent, &name, attr_of(rep), answer.index);
-                if hold {
-                    ops.hold_inode(pid, entry.attr.ino);
-                    // For this call alone.
-                    entry.entry_ttl = Duration::ZERO;
-                }
-                reply(Ok(entry));
+        let name = asked;
+        self.ask(cred, op, move |ops, answer| {
+            let state = lock(&ops.state);
+            let (keeper, index) = (state.keeper, answer.index);
+            let moved = tries > 0 && state.changes.name_since(parent, &name, index);
+            drop(state);
+            let attr = answer.result.map(attr_of);
+            if let (Ok(attr), true) = (&attr, hold) {
+                ops.hold_inode(pid, attr.ino);
             }
-            Err(e) => {
-                if e == FsError::NotFound {
-                    let mut state = lock(&ops.state);
-                    state.remember(parent, &name, None, answer.index);
+            match attr {
+                Ok(_) if moved => ops.ask_name(cred, pid, (parent, name), hold, tries - 1, reply),
+                Ok(attr) => {
+                    let mut entry = ops.entry(parent, &name, attr, index);
+                    if hold {
+                        // For this call alone.
+                        entry.entry_ttl = Duration::ZERO;
+                    }
+                    reply(Ok(entry));
                 }
-                reply(Err(lookup_errno(keeper, e)));
+                Err(e) => {
+                    if e == FsError::NotFound {
+                        lock(&ops.state).remember(parent, &name, None, index);
+                    }
+                    reply(Err(lookup_errno(keeper, e)));
+                }
             }
         });
     }
@@ -738,7 +766,11 @@ impl Ops {
     }
 
     pub fn forget(&self, ino: InodeNo, nlookup: u64) {
-        lock(&self.state).inodes.forget(ino, nlookup);
+        let mut state = lock(&self.state);
+        state.inodes.forget(ino, nlookup);
+        if !state.inodes.is_known(ino) {
+            state.lost.forgotten(ino);
+        }
     }
 
     pub fn getattr(&self, cred: Cred, pid: u32, ino: InodeNo, reply: Reply<Known>) {
@@ -1033,15 +1065,16 @@ impl Ops {
         if write && self.mount.read_only {
             return reply(Err(Errno::EROFS));
         }
-        let op = FsOp::Open { ino };
+        let held = lock(&self.state).retries.may_open(pid, ino, Instant::now());
+        let op = FsOp::Open { ino, held };
         self.ask(cred, op, move |ops, answer| {
-            ops.opened(pid, ino, flags, answer, reply);
+            ops.opened((pid, held), ino, flags, answer, reply);
         });
     }
 
     fn opened(
         &self,
-        pid: u32,
+        (pid, held): (u32, bool),
         ino: InodeNo,
         flags: i32,
         answer: Answer<'_>,
@@ -1054,7 +1087,7 @@ impl Ops {
         let (id, index, deadline) = (answer.id, answer.index, answer.deadline);
         let mut state = lock(&self.state);
         let stale = state.lost.is_stale(ino, id, index);
-        if stale && !state.retries.holds(pid, ino, Instant::now()) {
+        if stale && !held {
             state.retries.begin(pid, Instant::now());
             return self.stale_open(state, ino, id, deadline, reply);
         }
@@ -1488,6 +1521,7 @@ impl Ops {
     fn entry(&self, parent: InodeNo, name: &[u8], attr: Attr, index: u64) -> Entry {
         let mut state = lock(&self.state);
         state.inodes.looked_up(attr.ino);
+        state.lost.looked_up(attr.ino, index);
         state.remember(parent, name, Some(attr.ino), index);
         let known = state.known(attr, index);
         Entry {
@@ -1749,7 +1783,7 @@ impl Ops {
             self.stale_inode(parent, Some(0));
         };
         match op {
-            FsOp::Open { ino } if result.is_ok() => self.release_inode(ino),
+            FsOp::Open { ino, .. } if result.is_ok() => self.release_inode(ino),
             FsOp::LookupHold { .. } => {
                 if let Ok(FsRep::Entry { attr, .. }) = result {
                     self.release_inode(attr.ino);
@@ -2051,7 +2085,7 @@ mod tests {
         ];
         assert!(changing.iter().all(changes_tree));
         let looking = [
-            FsOp::Open { ino },
+            FsOp::Open { ino, held: false },
             FsOp::Getattr { ino },
             FsOp::Fsync { ino },
             FsOp::Release { ino },

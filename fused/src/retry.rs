@@ -65,10 +65,11 @@ impl Retries {
         }
     }
 
-    /// Whether a LOOKUP of the call that the thread is in has found this inode.
-    pub fn holds(&self, pid: u32, ino: InodeNo, now: Instant) -> bool {
+    /// Whether a LOOKUP of the call that the thread is in has found this inode;
+    /// or the call has made none, and so goes by no name, as of /proc/self/fd.
+    pub fn may_open(&self, pid: u32, ino: InodeNo, now: Instant) -> bool {
         let retry = self.0.get(&pid).filter(|retry| retry.until > now);
-        retry.is_some_and(|retry| retry.held.contains(&ino))
+        retry.is_some_and(|retry| retry.held.is_empty() || retry.held.contains(&ino))
     }
 
     /// The call is over: the next one of the thread begins anew.
@@ -101,21 +102,22 @@ mod tests {
         retries.begin(0, now);
         assert!(!retries.is_retrying(0, now));
         retries.held(1, ino);
-        assert!(!retries.holds(1, ino, now), "it does not try again");
+        assert!(!retries.may_open(1, ino, now), "it does not try again");
         retries.begin(1, now);
         assert!(retries.is_retrying(1, now) && !retries.is_retrying(2, now));
+        assert!(retries.may_open(1, ino, now), "by no name");
         retries.held(1, ino);
         retries.held(1, ino);
         retries.let_go(1, ino, now);
-        assert!(retries.holds(1, ino, now));
+        assert!(retries.may_open(1, ino, now) && !retries.may_open(1, InodeNo(8), now));
         assert!(!retries.is_retrying(1, now + RETRY));
-        assert!(!retries.holds(1, ino, now + RETRY));
+        assert!(!retries.may_open(1, ino, now + RETRY));
         retries.let_go(1, ino, now + RETRY);
         assert!(retries.0.is_empty());
         retries.begin(1, now);
         retries.held(1, ino);
         retries.end(1);
-        assert!(!retries.holds(1, ino, now) && !retries.is_retrying(1, now));
+        assert!(!retries.may_open(1, ino, now) && !retries.is_retrying(1, now));
         retries.let_go(1, ino, now);
     }
 }

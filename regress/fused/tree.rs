@@ -1146,7 +1146,7 @@ impl State {
                 self.rename(op)?;
                 FsRep::Done
             }
-            FsOp::Open { ino } => {
+            FsOp::Open { ino, .. } => {
                 if self.get(*ino)?.attr.nlink == 0 {
                     return Err(FsError::Stale);
                 }

@@ -420,7 +420,7 @@ impl Fused {
     /// A request that waits for the log without adding to it.
     async fn wait_for(self: Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
         let answer = match op {
-            FsOp::Open { ino } => return self.open(id, ino, deadline).await,
+            FsOp::Open { ino, held } => return self.open(id, ino, held, deadline).await,
             FsOp::LookupHold { parent, name } => {
                 let passed = self.pass_barrier(deadline).await;
                 // Before the state is read: it may be newer, never older.
@@ -455,7 +455,6 @@ impl Fused {
             let found = settled.and_then(|()| self.getattr_real(ino));
             match found {
                 Ok(attr) if attr.nlink > 0 || others => {
-                    self.confirm(ino, false);
                     let created = false;
                     return Ok(FsRep::Entry { attr, created });
                 }
@@ -471,7 +470,7 @@ impl Fused {
 
     /// OPEN names an inode: after the barrier it must still be what some name
     /// means, or be held open here.
-    async fn open(self: Arc<Self>, id: ReqId, ino: InodeNo, deadline: Instant) {
+    async fn open(self: Arc<Self>, id: ReqId, ino: InodeNo, held: bool, deadline: Instant) {
         let ready = async {
             let ino = self.real(ino)?;
             self.pass_barrier(deadline).await?;
@@ -487,7 +486,7 @@ impl Fused {
         let index = self.applied();
         let found = inode::getattr(&self.mounts.store.meta().read(), ino).map_err(fs_error);
         let attr = match found {
-            Ok(attr) if attr.nlink == 0 && !others => Err(FsError::Stale),
+            Ok(attr) if attr.nlink == 0 && !others && !held => Err(FsError::Stale),
             found => found,
         };
         match attr {
