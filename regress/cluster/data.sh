@@ -365,6 +365,7 @@ EOP
 
 # set-user-ID, where the mount says so.
 cp "$(command -v id)" "$(mnt 1)/id" && chmod 4755 "$(mnt 1)/id" || fail "cp"
+must_within "$LIMIT" test -u "$(mnt 2)/id"
 as_user() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
 [ "$(as_user "$(mnt 2)/id" -un)" = root ] || fail "suid is not honoured"
 
