@@ -83,6 +83,8 @@ pub const LINK_MAX: u32 = 65000;
 /// Largest size of a file: what every file system below can hold (ext4 ends
 /// at 16 TiB), so that no node refuses what the log allows.
 pub const FILE_MAX: u64 = 1 << 43;
+/// Most bytes that one operation reserves: it is done in one step, on all nodes.
+pub const RESERVE_MAX: u64 = 64 << 30;
 /// Most bytes in one WRITE or READ.
 pub const IO_MAX: usize = 1 << 20;
 /// Contents up to this size live in the inode record, not in a backing file.

@@ -56,6 +56,7 @@ use common::fs::{
 use common::msg::{FsOp, FsRep, FusedToRaftd};
 use common::{fatalx, log_debug};
 use nix::errno::Errno;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -197,6 +198,9 @@ struct State {
     requests: Requests,
     changes: Changes,
     lost: LostNames,
+    /// Who must not overtake changes whose time is over, but which may still
+    /// happen.
+    late_waits: HashMap<InodeNo, Vec<Wake>>,
     retries: Retries,
     names: Names,
     quorum: bool,
@@ -289,6 +293,16 @@ fn changes_tree(op: &FsOp) -> bool {
             | FsOp::Unlock { .. }
             | FsOp::TestLock { .. }
     )
+}
+
+/// The inode whose bytes or attributes the operation changes.
+pub fn changed_inode(op: &FsOp) -> Option<InodeNo> {
+    match op {
+        FsOp::Write { ino, .. } | FsOp::Setattr { ino, .. } | FsOp::Fallocate { ino, .. } => {
+            Some(*ino)
+        }
+        _ => None,
+    }
 }
 
 /// raftd runs another version of the protocol, or is wrong.
@@ -467,6 +481,7 @@ impl Ops {
                 requests: Requests::default(),
                 changes: Changes::default(),
                 lost: LostNames::default(),
+                late_waits: HashMap::new(),
                 retries: Retries::default(),
                 names: Names::default(),
                 quorum: true,
@@ -681,7 +696,7 @@ impl Ops {
                 entry_ttl: Duration::ZERO,
             }));
         }
-        let hold = state.retries.is_retrying(pid, Instant::now()) && !is_dot(name);
+        let hold = !is_dot(name) && state.retries.looks(pid, Instant::now());
         drop(state);
         if let Err(e) = check_name(name) {
             if !is_dot(name) {
@@ -781,7 +796,7 @@ impl Ops {
             let ttl = Duration::ZERO;
             return reply(Ok(Known { attr, ttl }));
         }
-        let cached = is_root && state.root.is_some();
+        let cached = is_root && state.root.is_some() && !state.strict;
         drop(state);
         let deadline = self.brief_deadline(cached);
         let op = FsOp::Getattr { ino };
@@ -826,6 +841,10 @@ impl Ops {
         let range = if set_size { 0..u64::MAX } else { 0..0 };
         let op = FsOp::Setattr { ino, set };
         let mut state = lock(&self.state);
+        if set_size && fh.is_some_and(|fh| state.handles.is_lost(fh)) {
+            drop(state);
+            return reply(Err(Errno::EIO));
+        }
         if let Some(e) = state.refuse(&self.mount, &op) {
             drop(state);
             return reply(Err(errno(e)));
@@ -1627,10 +1646,12 @@ impl Ops {
             if let Some(op) = op.as_ref().filter(|_| result.is_ok()) {
                 state.tree_changed(op, index);
             }
+            let ready = state.late_over(op.as_ref());
             drop(state);
             if let Some(op) = op {
                 self.late(op, result);
             }
+            ready.into_iter().for_each(|wake| wake(self));
             return;
         };
         drop(state);
@@ -1960,6 +1981,15 @@ impl State {
             Keeper::Kernel => Plan::Plain,
             Keeper::Fused if self.strict => Plan::Plain,
             Keeper::Fused => self.inodes.plan_read(ino, offset, size),
+        }
+    }
+
+    /// A change is resolved after its time; returns who waited for that.
+    fn late_over(&mut self, op: Option<&FsOp>) -> Vec<Wake> {
+        let ino = op.and_then(changed_inode);
+        match ino.filter(|ino| !self.requests.is_late(*ino)) {
+            Some(ino) => self.late_waits.remove(&ino).unwrap_or_default(),
+            None => Vec::new(),
         }
     }
 

@@ -24,9 +24,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::ops::{Ops, Then};
+use crate::ops::{changed_inode, Ops, Then};
 use crate::{lock, spawn, wait};
-use common::fs::ReqId;
+use common::fs::{InodeNo, ReqId};
 use common::imsg::{Imsg, ImsgReader, ImsgWriter, Imsgbuf};
 use common::msg::{FsOp, FusedToRaftd, RaftdToFused, FUSED_FRAME_MAX};
 use common::sys::poll::{self, PollFlags};
@@ -280,6 +280,11 @@ impl Requests {
         Some(request)
     }
 
+    /// Whether a change of the inode is under way whose time is over.
+    pub fn is_late(&self, ino: InodeNo) -> bool {
+        self.late.values().any(|op| changed_inode(op) == Some(ino))
+    }
+
     pub fn take_late(&mut self, id: ReqId) -> Option<FsOp> {
         self.late.remove(&id)
     }
@@ -303,7 +308,6 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::fs::InodeNo;
     use std::time::Duration;
 
     #[test]

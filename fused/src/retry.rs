@@ -34,6 +34,8 @@ const RETRIES_MAX: usize = 4096;
 
 struct Retry {
     until: Instant,
+    /// The call has looked a name up since.
+    looked: bool,
     held: Vec<InodeNo>,
 }
 
@@ -48,14 +50,25 @@ impl Retries {
             self.0.retain(|_, retry| retry.until > now);
         }
         if pid != 0 && self.0.len() < RETRIES_MAX {
-            let until = now + RETRY;
-            let held = Vec::new();
-            self.0.entry(pid).or_insert(Retry { until, held }).until = until;
+            let retry = self.0.entry(pid).or_insert(Retry {
+                until: now,
+                looked: false,
+                held: Vec::new(),
+            });
+            retry.until = now + RETRY;
+            retry.looked = false;
         }
     }
 
-    pub fn is_retrying(&self, pid: u32, now: Instant) -> bool {
-        self.0.get(&pid).is_some_and(|retry| retry.until > now)
+    /// The thread looks a name up; true if it tries a call again.
+    pub fn looks(&mut self, pid: u32, now: Instant) -> bool {
+        match self.0.get_mut(&pid).filter(|retry| retry.until > now) {
+            Some(retry) => {
+                retry.looked = true;
+                true
+            }
+            None => false,
+        }
     }
 
     /// A LOOKUP of the thread holds the inode; to be let go of later.
@@ -69,7 +82,7 @@ impl Retries {
     /// or the call has made none, and so goes by no name, as of /proc/self/fd.
     pub fn may_open(&self, pid: u32, ino: InodeNo, now: Instant) -> bool {
         let retry = self.0.get(&pid).filter(|retry| retry.until > now);
-        retry.is_some_and(|retry| retry.held.is_empty() || retry.held.contains(&ino))
+        retry.is_some_and(|retry| !retry.looked || retry.held.contains(&ino))
     }
 
     /// The call is over: the next one of the thread begins anew.
@@ -100,24 +113,29 @@ mod tests {
         let mut retries = Retries::default();
         let (now, ino) = (Instant::now(), InodeNo(7));
         retries.begin(0, now);
-        assert!(!retries.is_retrying(0, now));
+        assert!(!retries.looks(0, now));
         retries.held(1, ino);
         assert!(!retries.may_open(1, ino, now), "it does not try again");
         retries.begin(1, now);
-        assert!(retries.is_retrying(1, now) && !retries.is_retrying(2, now));
         assert!(retries.may_open(1, ino, now), "by no name");
+        assert!(retries.looks(1, now) && !retries.looks(2, now));
+        assert!(!retries.may_open(1, ino, now), "a name that is not there");
         retries.held(1, ino);
         retries.held(1, ino);
         retries.let_go(1, ino, now);
         assert!(retries.may_open(1, ino, now) && !retries.may_open(1, InodeNo(8), now));
-        assert!(!retries.is_retrying(1, now + RETRY));
+        assert!(!retries.looks(1, now + RETRY));
         assert!(!retries.may_open(1, ino, now + RETRY));
+        retries.begin(1, now);
+        assert!(
+            retries.may_open(1, InodeNo(8), now),
+            "another call, by no name"
+        );
         retries.let_go(1, ino, now + RETRY);
         assert!(retries.0.is_empty());
         retries.begin(1, now);
-        retries.held(1, ino);
         retries.end(1);
-        assert!(!retries.may_open(1, ino, now) && !retries.is_retrying(1, now));
+        assert!(!retries.may_open(1, ino, now) && !retries.looks(1, now));
         retries.let_go(1, ino, now);
     }
 }

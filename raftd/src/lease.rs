@@ -130,8 +130,11 @@ impl Table {
         self.looked = now;
         match self.leads {
             Some((of, since)) if of == term && !stalled => since,
-            _ => {
-                self.expiring.clear();
+            led => {
+                // One that is under way in this term still takes locks away.
+                if led.is_none_or(|(of, _)| of != term) {
+                    self.expiring.clear();
+                }
                 self.leads = Some((term, now));
                 now
             }

@@ -66,8 +66,9 @@ pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
     let mut told = None;
     loop {
         if proposer.session().is_some() {
-            match capacity(&engine) {
-                Some((now, free)) if worth_telling(told, now, free) => {
+            let reserve = engine.conf().reserve;
+            match capacity(&engine).await {
+                Some((now, free)) if worth_telling(told, now, free, reserve) => {
                     told = Some(now);
                     let Capacity { bytes, inodes } = now;
                     let node = engine.peers().me.node;
@@ -86,8 +87,10 @@ pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
 }
 
 /// What this node's disk can hold, and what of that is free.
-fn capacity(engine: &Engine) -> Option<(Capacity, Capacity)> {
+async fn capacity(engine: &Engine) -> Option<(Capacity, Capacity)> {
     let store = &engine.store;
+    // What an entry takes is charged before the disk has it.
+    let _between = store.between_entries().await?;
     let room = match store.data().room() {
         Ok(room) => room,
         Err(e) => {
@@ -121,14 +124,16 @@ fn capacity(engine: &Engine) -> Option<(Capacity, Capacity)> {
 }
 
 /// The less is left, the more exact it has to be.
-fn worth_telling(told: Option<Capacity>, now: Capacity, free: Capacity) -> bool {
+fn worth_telling(told: Option<Capacity>, now: Capacity, free: Capacity, reserve: u64) -> bool {
     let moved = |told: u64, now: u64, free: u64, step: u64| {
         told.abs_diff(now) > step.max((told / 50).min(free / 8))
     };
     match told {
         None => true,
         Some(told) => {
-            moved(told.bytes, now.bytes, free.bytes, CAPACITY_STEP)
+            // Beyond the reserve one operation could take what is not there.
+            told.bytes > now.bytes.saturating_add(reserve / 2)
+                || moved(told.bytes, now.bytes, free.bytes, CAPACITY_STEP)
                 || moved(told.inodes, now.inodes, free.inodes, 1024)
         }
     }

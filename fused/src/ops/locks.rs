@@ -221,6 +221,7 @@ impl Ops {
     /// When no change of the inode that is under way now is so any more.
     fn after_writes(&self, ino: InodeNo, then: impl FnOnce(&Ops) + Send + 'static) {
         let then: Wake = Box::new(then);
+        let then: Wake = Box::new(move |ops| ops.after_late(ino, then));
         let mut state = lock(&self.state);
         let then = match state.inodes.if_busy(ino) {
             Some(busy) => busy.pending.wait(None, then),
@@ -231,6 +232,18 @@ impl Ops {
             Err(then) => then(self),
             Ok(()) => self.hurry(ino),
         }
+    }
+
+    /// What the program was told to have failed in time may be on its way to
+    /// raftd: it must not come after what the next holder of a lock writes.
+    fn after_late(&self, ino: InodeNo, then: Wake) {
+        let mut state = lock(&self.state);
+        if state.requests.is_late(ino) {
+            state.late_waits.entry(ino).or_default().push(then);
+            return;
+        }
+        drop(state);
+        then(self);
     }
 
     fn send_unlock(

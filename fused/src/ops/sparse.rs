@@ -23,7 +23,7 @@
 
 use super::{errno, errno_to, unexpected, Answer, Ops, Reply, Then, Wake};
 use crate::lock;
-use common::fs::{Cred, Fallocate, FallocateHow, Fh, InodeNo, FILE_MAX};
+use common::fs::{Cred, Fallocate, FallocateHow, Fh, InodeNo, FILE_MAX, RESERVE_MAX};
 use common::msg::{FsOp, FsRep, FusedToRaftd};
 use nix::errno::Errno;
 
@@ -77,17 +77,41 @@ impl Ops {
         mode: i32,
         reply: Reply<()>,
     ) {
-        let what = match checked(mode, offset, len, cred) {
-            Ok(what) => what,
-            Err(e) => return reply(Err(e)),
-        };
+        match checked(mode, offset, len, cred) {
+            Ok(what) => self.allocate(cred, ino, fh, what, reply),
+            Err(e) => reply(Err(e)),
+        }
+    }
+
+    /// A long range is reserved piece by piece; an error leaves what was before.
+    fn allocate(&self, cred: Cred, ino: InodeNo, fh: Fh, mut what: Fallocate, reply: Reply<()>) {
+        let (offset, mut rest) = (what.offset, None);
+        if what.how != FallocateHow::Punch && what.len > RESERVE_MAX {
+            rest = Some(Fallocate {
+                offset: offset + RESERVE_MAX,
+                len: what.len - RESERVE_MAX,
+                ..what.clone()
+            });
+            what.len = RESERVE_MAX;
+        }
         let op = FsOp::Fallocate { ino, what };
         let mut state = lock(&self.state);
+        if state.handles.is_lost(fh) {
+            drop(state);
+            return reply(Err(Errno::EIO));
+        }
         if let Some(e) = state.refuse(&self.mount, &op) {
             drop(state);
             return reply(Err(errno(e)));
         }
         let then = Then::Answer(Box::new(move |ops, answer| {
+            let reply: Reply<()> = match rest {
+                None => reply,
+                Some(rest) => {
+                    // Sent when this one is over.
+                    return ops.allocated_piece(cred, (ino, fh), rest, answer, reply);
+                }
+            };
             ops.allocated(ino, fh, answer, reply);
         }));
         let id = self.register(&mut state, self.deadline(), &op, then);
@@ -97,6 +121,23 @@ impl Ops {
         inode.busy().pending.begin(id, offset..u64::MAX);
         drop(state);
         self.control.send(&FusedToRaftd::Req { id, cred, op });
+    }
+
+    fn allocated_piece(
+        &self,
+        cred: Cred,
+        (ino, fh): (InodeNo, Fh),
+        rest: Fallocate,
+        answer: Answer<'_>,
+        reply: Reply<()>,
+    ) {
+        match answer.result {
+            Ok(_) => {
+                self.allocated(ino, fh, answer, Box::new(|_| ()));
+                self.allocate(cred, ino, fh, rest, reply);
+            }
+            Err(_) => self.allocated(ino, fh, answer, reply),
+        }
     }
 
     /// A FALLOCATE is applied, or never will be.

@@ -359,7 +359,8 @@ impl Mounts {
                 };
                 if old && fused.conf.dirty && !known {
                     fused.log_age();
-                    let index = *self.applied.borrow();
+                    // What is on its way as of now is too old as well.
+                    let index = *self.applied.borrow() + 1;
                     fused.push(&RaftdToFused::InvalAll { index });
                 }
             }

@@ -187,7 +187,9 @@ impl Fused {
             return None;
         }
         let ino = match op {
-            FsOp::Lookup { parent, .. } | FsOp::LookupHold { parent, .. } => *parent,
+            FsOp::Lookup { parent, name } | FsOp::LookupHold { parent, name } => {
+                return self.refuse_unsure_name(*parent, name);
+            }
             FsOp::Getattr { ino }
             | FsOp::Readlink { ino }
             | FsOp::Read { ino, .. }
@@ -200,6 +202,25 @@ impl Fused {
         };
         let unsure = unsure.contains(&self.real(ino).ok()?);
         unsure.then_some(FsError::Io)
+    }
+
+    /// The directory, or what the name means in it.
+    fn refuse_unsure_name(&self, parent: InodeNo, name: &[u8]) -> Option<FsError> {
+        let Dirty { unsure, .. } = &self.mounts.dirty;
+        let parent = self.real(parent).ok()?;
+        let meta = self.mounts.store.meta();
+        let found = dirent::lookup(&meta.read(), parent, name);
+        let child = found.is_ok_and(|attr| unsure.contains(&attr.ino));
+        (child || unsure.contains(&parent)).then_some(FsError::Io)
+    }
+
+    fn is_unsure(&self, ino: InodeNo) -> bool {
+        self.mounts.dirty.unsure.contains(&ino) && !*self.mounts.recovered.borrow()
+    }
+
+    /// What was waited for may have taken long.
+    fn too_old(&self) -> bool {
+        self.conf.dirty && !self.mounts.dirty.age.is_within(self.conf.maxage)
     }
 
     /// Waits until this node has applied all that was acknowledged before; or
@@ -277,6 +298,9 @@ impl Fused {
     }
 
     fn answer(self: &Arc<Self>, id: ReqId, index: u64, op: FsOp, deadline: Instant) {
+        if self.too_old() {
+            return self.reply(id, index, Err(FsError::NoQuorum));
+        }
         let mut bulk = Bytes::new();
         let answer = match &op {
             FsOp::Lookup { parent, name } => match self.lookup(*parent, name) {
@@ -400,7 +424,8 @@ impl Fused {
             dirent::readdir(&reader, ino, after, size, plus).map_err(fs_error)?
         };
         for entry in &mut entries {
-            if queued.contains(&entry.ino) || self.mounts.has_queued(entry.ino) {
+            let unsure = self.is_unsure(entry.ino);
+            if unsure || queued.contains(&entry.ino) || self.mounts.has_queued(entry.ino) {
                 entry.attr = None;
             }
             entry.attr = entry.attr.take().map(|attr| self.show_attr(attr));
@@ -452,7 +477,10 @@ impl Fused {
                 .ino;
             let others = self.opened(ino);
             let settled = self.mounts.settled(ino, deadline).await;
-            let found = settled.and_then(|()| self.getattr_real(ino));
+            let found = settled.and_then(|()| match self.too_old() {
+                true => Err(FsError::NoQuorum),
+                false => self.getattr_real(ino),
+            });
             match found {
                 Ok(attr) if attr.nlink > 0 || others => {
                     let created = false;
@@ -475,7 +503,10 @@ impl Fused {
             let ino = self.real(ino)?;
             self.pass_barrier(deadline).await?;
             self.mounts.settled(ino, deadline).await?;
-            Ok(ino)
+            match self.too_old() {
+                true => Err(FsError::NoQuorum),
+                false => Ok(ino),
+            }
         };
         let ino = match ready.await {
             Ok(ino) => ino,

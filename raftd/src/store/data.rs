@@ -33,6 +33,7 @@
 
 use common::fs::{InodeNo, BLOCK};
 use common::sys::file::{preallocate, punch, syncfs};
+use common::{log_warn, log_warnx};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -165,15 +166,25 @@ impl Data {
 
     /// Makes sure that the range of a file, which then has so many blocks, can
     /// be written; where the disk can promise no such thing, nothing happens.
+    /// Nor does it when there is no room, for apply must not stand still for a
+    /// promise: in a replay a file may get back here what it has given to
+    /// others since.
     pub fn reserve(&self, ino: InodeNo, offset: u64, len: u64, blocks: u64) -> io::Result<()> {
         let file = self.writable(ino)?;
         // In a replay it may all be there, and no room for it once more.
         let has = file.metadata()?.blocks().saturating_mul(512);
         let missing = blocks.saturating_mul(BLOCK).saturating_sub(has);
         if missing > 0 && self.room()?.bytes < missing {
-            return Err(reserve_reached());
+            log_warnx!("inode {ino}: no room to reserve {missing} bytes");
+            return Ok(());
         }
-        preallocate(&*file, offset, len).unwrap_or(Ok(()))
+        match preallocate(&*file, offset, len) {
+            Some(Err(e)) if e.kind() == io::ErrorKind::StorageFull => {
+                log_warn!(e, "inode {ino}: reserve");
+                Ok(())
+            }
+            done => done.unwrap_or(Ok(())),
+        }
     }
 
     /// Makes these bytes all that the file contains.
@@ -417,6 +428,8 @@ mod tests {
         data.zero(ino, 3 * ZERO_STEP as u64 - 1, 1 << 40).unwrap();
         data.reserve(ino, 0, 4 * ZERO_STEP as u64, ZERO_STEP as u64 / 1024)
             .unwrap();
+        // A promise that the disk cannot make stops nobody.
+        data.reserve(ino, 0, 1 << 50, 1 << 38).unwrap();
         let mut want = vec![1; 3 * ZERO_STEP];
         want[10..15].fill(0);
         want[20..20 + 2 * ZERO_STEP].fill(0);

@@ -256,6 +256,13 @@ impl Store {
         &self.log
     }
 
+    /// Keeps apply between two entries, where metadata and disk agree; None
+    /// while it stands in the middle of one.
+    pub async fn between_entries(&self) -> Option<impl Drop + '_> {
+        let at = self.at.lock().await;
+        (!at.unfinished).then_some(at)
+    }
+
     /// The last committed checkpoint.
     pub fn checkpointed(&self) -> Position {
         self.published.borrow().clone()
