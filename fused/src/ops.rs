@@ -54,7 +54,7 @@ use common::fs::{
     IO_MAX, SYMLINK_MAX,
 };
 use common::msg::{FsOp, FsRep, FusedToRaftd};
-use common::{fatalx, log_debug};
+use common::{fatalx, log_debug, sys};
 use nix::errno::Errno;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -247,7 +247,7 @@ fn errno(e: FsError) -> Errno {
         // Never ENOSYS: kernels take that as a word about all calls to come.
         FsError::Unsupported => Errno::EOPNOTSUPP,
         FsError::Quota => Errno::EDQUOT,
-        FsError::NoAttr => Errno::ENODATA,
+        FsError::NoAttr => sys::errno::no_attr(),
         FsError::Range => Errno::ERANGE,
         FsError::TooLong => Errno::E2BIG,
         FsError::WouldBlock => Errno::EAGAIN,

@@ -18,9 +18,8 @@
 #![forbid(unsafe_code)]
 
 use crate::client::{fails, Client};
-use crate::tree::Mode;
 use crate::{mount, openbsd, scenarios, wait_until, Options};
-use common::fs::{FsError, S_IFMT};
+use common::fs::S_IFMT;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::collections::BTreeSet;
@@ -525,10 +524,11 @@ fn room_and_holes() {
     want.resize(20_000, 0);
     assert!(fs::read(m.path("f")).unwrap() == want);
 
-    m.tree.set_mode(Mode::Refuse(FsError::NoSpace));
+    m.tree
+        .set_mode(crate::tree::Mode::Refuse(common::fs::FsError::NoSpace));
     let refused = fallocate(&f, FallocateFlags::empty(), 0, 1 << 30);
     assert_eq!(refused, Err(Errno::ENOSPC));
-    m.tree.set_mode(Mode::Apply);
+    m.tree.set_mode(crate::tree::Mode::Apply);
     assert!(fs::read(m.path("f")).unwrap() == want);
 }
 

@@ -32,6 +32,7 @@ pub mod bind;
 pub mod clock;
 pub mod closefrom;
 pub mod daemon;
+pub mod errno;
 pub mod file;
 pub mod malloc;
 pub mod maps;

@@ -21,7 +21,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{errno, errno_to, unexpected, Answer, Ops, Reply, Then, Wake};
+use super::{attr_of, errno, errno_to, unexpected, Answer, Ops, Reply, Then, Wake};
 use crate::lock;
 use common::fs::{Cred, Fallocate, FallocateHow, Fh, InodeNo, FILE_MAX, RESERVE_MAX};
 use common::msg::{FsOp, FsRep, FusedToRaftd};
@@ -78,9 +78,30 @@ impl Ops {
         reply: Reply<()>,
     ) {
         match checked(mode, offset, len, cred) {
+            Ok(what) if what.how != FallocateHow::Punch && what.len > RESERVE_MAX => {
+                self.allocate_pieces(cred, ino, fh, what, reply);
+            }
             Ok(what) => self.allocate(cred, ino, fh, what, reply),
             Err(e) => reply(Err(e)),
         }
+    }
+
+    /// What cannot fit is not begun.
+    fn allocate_pieces(&self, cred: Cred, ino: InodeNo, fh: Fh, what: Fallocate, reply: Reply<()>) {
+        self.ask(cred, FsOp::Getattr { ino }, move |ops, answer| {
+            let has = match answer.result {
+                Ok(rep) => attr_of(rep).blocks.saturating_mul(512),
+                Err(e) => return reply(Err(errno(e))),
+            };
+            ops.ask(cred, FsOp::Statfs, move |ops, answer| match answer.result {
+                Ok(FsRep::Statfs(st)) if what.len.saturating_sub(has) > st.bytes_free => {
+                    reply(Err(Errno::ENOSPC));
+                }
+                Ok(FsRep::Statfs(_)) => ops.allocate(cred, ino, fh, what, reply),
+                Ok(_) => unexpected(),
+                Err(e) => reply(Err(errno(e))),
+            });
+        });
     }
 
     /// A long range is reserved piece by piece; an error leaves what was before.
