@@ -247,7 +247,8 @@ mod tests {
         }
         assert_eq!(table.look(1, 140 * S), 140 * S);
         assert!(!table.is_silent(node, 140 * S, 141 * S));
-        assert!(table.expiring.is_empty());
+        assert!(table.expiring.contains_key(&node), "it is still under way");
         assert_eq!(table.look(2, 141 * S), 141 * S, "another term");
+        assert!(table.expiring.is_empty());
     }
 }

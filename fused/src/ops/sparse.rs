@@ -111,7 +111,7 @@ impl Ops {
             rest = Some(Fallocate {
                 offset: offset + RESERVE_MAX,
                 len: what.len - RESERVE_MAX,
-                ..what.clone()
+                ..what
             });
             what.len = RESERVE_MAX;
         }
