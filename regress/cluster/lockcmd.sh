@@ -133,7 +133,12 @@ if grep -q '^net=netns' "$CLUSTER/cluster"; then
 	exits $EX_UNAVAILABLE "$cut" lock -w 0 /d/f true
 	ctl heal || fail "heal"
 	ctl wait "$cut" || fail "node $cut: not current again"
-	exits $EX_TEMPFAIL "$cut" lock -w 0 /d/f true
+	# It may take a moment until the node believes in its quorum again.
+	is_taken() {
+		dfsctl "$cut" lock -w 0 /d/f true
+		[ $? -eq $EX_TEMPFAIL ]
+	}
+	must_within "$LIMIT" is_taken
 	release "$1"
 	must_within "$LIMIT" ended "$1" 3
 	works() { dfsctl "$cut" lock -w 0 /d/f true; }
