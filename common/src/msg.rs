@@ -318,6 +318,26 @@ pub enum FsOp {
     },
 }
 
+impl FsOp {
+    /// Whether it is answered from what this node has, and changes nothing.
+    pub fn only_looks(&self) -> bool {
+        matches!(
+            self,
+            FsOp::Open { .. }
+                | FsOp::Lookup { .. }
+                | FsOp::LookupHold { .. }
+                | FsOp::Getattr { .. }
+                | FsOp::Readlink { .. }
+                | FsOp::Read { .. }
+                | FsOp::Readdir { .. }
+                | FsOp::Statfs
+                | FsOp::Getxattr { .. }
+                | FsOp::Listxattr { .. }
+                | FsOp::Seek { .. }
+        )
+    }
+}
+
 /// The whole is at most FUSED_FRAME_MAX.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum RaftdToFused {

@@ -273,26 +273,16 @@ fn lookup_errno(keeper: Keeper, e: FsError) -> Errno {
 
 /// Whether the operation changes the tree, and so needs a quorum.
 fn changes_tree(op: &FsOp) -> bool {
-    !matches!(
+    let settles = matches!(
         op,
-        FsOp::Open { .. }
-            | FsOp::Lookup { .. }
-            | FsOp::LookupHold { .. }
-            | FsOp::Getattr { .. }
-            | FsOp::Readlink { .. }
-            | FsOp::Release { .. }
-            | FsOp::Read { .. }
+        FsOp::Release { .. }
             | FsOp::Fsync { .. }
-            | FsOp::Readdir { .. }
-            | FsOp::Statfs
-            | FsOp::Getxattr { .. }
-            | FsOp::Listxattr { .. }
-            | FsOp::Seek { .. }
             | FsOp::Accessed { .. }
             | FsOp::Lock { .. }
             | FsOp::Unlock { .. }
             | FsOp::TestLock { .. }
-    )
+    );
+    !settles && !op.only_looks()
 }
 
 /// The inode whose bytes or attributes the operation changes.

@@ -75,24 +75,6 @@ pub fn fs_error(e: ReadError) -> FsError {
     }
 }
 
-/// Whether it is answered from what this node has, and changes nothing.
-fn only_looks(op: &FsOp) -> bool {
-    matches!(
-        op,
-        FsOp::Open { .. }
-            | FsOp::Lookup { .. }
-            | FsOp::LookupHold { .. }
-            | FsOp::Getattr { .. }
-            | FsOp::Readlink { .. }
-            | FsOp::Read { .. }
-            | FsOp::Readdir { .. }
-            | FsOp::Statfs
-            | FsOp::Getxattr { .. }
-            | FsOp::Listxattr { .. }
-            | FsOp::Seek { .. }
-    )
-}
-
 /// Whether the kernel judges ownership and the sticky bit before it asks.
 fn check(cred: Cred) -> Check {
     match cfg!(target_os = "openbsd") {
@@ -133,7 +115,7 @@ impl Fused {
         }
         let deadline = Instant::now() + self.conf.timeout;
         let how = How { deadline, lane };
-        let dirty = self.conf.dirty && only_looks(&op);
+        let dirty = self.conf.dirty && op.only_looks();
         if let Some(e) = self.refuse_dirty(&op).filter(|_| dirty) {
             return self.reply(id, 0, Err(e));
         }
