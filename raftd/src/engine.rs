@@ -151,6 +151,7 @@ impl Engine {
         tokio::spawn(proposer.clone().run());
         tokio::spawn(probe(
             barrier.clone(),
+            peers.clone(),
             age.clone(),
             lease,
             quorum_tx,
@@ -530,8 +531,11 @@ fn role(state: ServerState) -> Role {
 /// Finds out, again and again, whether a quorum answers, and so keeps the
 /// lease.  The first time that one does, this node has applied all that was
 /// acknowledged before it started, by itself or by others: it has recovered.
+/// A new node has not before the log knows what its disk can hold: what is
+/// reserved until then could have no room.
 async fn probe(
     barrier: Barrier,
+    peers: Arc<Peers>,
     age: Arc<Age>,
     lease: Arc<Lease>,
     quorum: watch::Sender<bool>,
@@ -546,14 +550,18 @@ async fn probe(
             last = Instant::now();
             lease.renewed(sent);
             age.passed(asked.unwrap_or_default());
-            if !recovered.send_replace(true) {
+            let me = &peers.me;
+            let has_room = space::has_reported(&me.store.meta().read(), me.node);
+            if has_room.unwrap_or(false) && !recovered.send_replace(true) {
                 log_info!("recovered");
             }
         }
         let lost = last.elapsed() > LOST_AFTER;
         quorum.send_if_modified(|q| std::mem::replace(q, !lost) == lost);
-        if answer.is_err() || *recovered.borrow() {
-            sleep(PROBE_INTERVAL / 4).await;
-        }
+        let interval = match answer.is_ok() && !*recovered.borrow() {
+            true => log_space::FIRST_INTERVAL,
+            false => PROBE_INTERVAL / 4,
+        };
+        sleep(interval).await;
     }
 }

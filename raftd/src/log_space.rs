@@ -35,6 +35,8 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 const CAPACITY_INTERVAL: Duration = Duration::from_secs(1);
+/// A new node's users wait until it has said what its disk can hold.
+pub const FIRST_INTERVAL: Duration = Duration::from_millis(20);
 /// A change of the room smaller than this is not worth an entry, nor one
 /// smaller than a fiftieth of it and an eighth of what is left.
 const CAPACITY_STEP: u64 = 4 << 20;
@@ -82,7 +84,11 @@ pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
                 _ => {}
             }
         }
-        sleep(CAPACITY_INTERVAL).await;
+        let interval = match told {
+            None => FIRST_INTERVAL,
+            Some(_) => CAPACITY_INTERVAL,
+        };
+        sleep(interval).await;
     }
 }
 

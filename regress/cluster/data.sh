@@ -35,6 +35,12 @@ def blocks(path):
     return os.stat(at(path)[0]).st_blocks * 512 // BLOCK
 
 fd = os.open(f"{A}/f", os.O_RDWR | os.O_CREAT, 0o644)
+# From the first request on no more is promised than the disks have.
+free = os.statvfs(A).f_bavail
+if free > os.statvfs(os.path.dirname(A)).f_bavail:
+    raise AssertionError("a new cluster does not know its room")
+fails(errno.ENOSPC, fallocate, fd, 0, 0, min(free * BLOCK * 2, 1 << 43))
+same(os.fstat(fd).st_size, 0)
 want = bytearray(os.urandom(20 * BLOCK))
 write(fd, want)
 os.fsync(fd)
@@ -87,8 +93,7 @@ fails(errno.EBADF, fallocate, others[0], 0, 0, 1)
 directory = os.open(A, os.O_RDONLY)
 fails((errno.EBADF, errno.EISDIR), fallocate, directory, 0, 0, 1)
 same(state(), before)
-free = os.statvfs(A)
-fails(errno.ENOSPC, fallocate, fd, 0, 0, min(free.f_bavail * BLOCK * 2, 1 << 43))
+fails(errno.ENOSPC, fallocate, fd, 0, 0, min(os.statvfs(A).f_bavail * BLOCK * 2, 1 << 43))
 same(state(), before)
 os.close(fd)
 

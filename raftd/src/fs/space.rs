@@ -153,6 +153,12 @@ pub fn statfs(v: &View<'_>, dir: InodeNo) -> Result<Statfs, MetaError> {
     Ok(statfs)
 }
 
+/// Has this voter said what it can hold?
+pub fn has_reported(v: &View<'_>, node: NodeId) -> Result<bool, MetaError> {
+    let capacity: Option<Capacity> = v.load(&key(CAPACITY, node.0), "capacity")?;
+    Ok(capacity.is_some())
+}
+
 /// Takes down what a voter can hold, and answers the least of all.
 pub(super) fn report(
     tx: &mut Writer<'_>,
