@@ -249,6 +249,12 @@ impl LostNames {
         })
     }
 
+    /// Whether the kernel may still have a name that the inode has lost.
+    pub fn is_untold(&self, ino: InodeNo) -> bool {
+        let mut lost = [Some(ino), None].into_iter().filter_map(|k| self.0.get(&k));
+        lost.any(|lost| lost.untold > 0)
+    }
+
     /// Keeps the answer until the kernel has dropped the names; false if it
     /// already has.
     pub fn hold(&mut self, ino: InodeNo, id: ReqId) -> bool {

@@ -64,7 +64,7 @@
 
 use crate::cache::{EntryWork, Keeper};
 use crate::ops::locks::Wanted;
-use crate::ops::{At, DataReply, Entry, Known, Listed, Opening, Ops, Reply, Write};
+use crate::ops::{At, Caller, DataReply, Entry, Known, Listed, Opening, Ops, Reply, Write};
 use crate::spawn;
 use common::fs::{
     Attr, Cookie, Cred, Fh, InodeNo, SetAttr, SetTime, Time, BLOCK, IO_MAX, NAME_MAX, S_IFDIR,
@@ -153,6 +153,13 @@ fn cred(req: &Request) -> Cred {
     Cred {
         uid: req.uid(),
         gid: req.gid(),
+    }
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller {
+        cred: cred(req),
+        pid: req.pid(),
     }
 }
 
@@ -362,7 +369,7 @@ impl Filesystem for Device {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let reply = entry_reply(reply);
         self.ops
-            .lookup(cred(req), req.pid(), ino(parent), name.as_bytes(), reply);
+            .lookup(caller(req), ino(parent), name.as_bytes(), reply);
     }
 
     fn forget(&self, _req: &Request, inode: INodeNo, nlookup: u64) {
@@ -371,7 +378,7 @@ impl Filesystem for Device {
 
     fn getattr(&self, req: &Request, inode: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let reply = attr_reply(reply);
-        self.ops.getattr(cred(req), req.pid(), ino(inode), reply);
+        self.ops.getattr(caller(req), ino(inode), reply);
     }
 
     fn setattr(
@@ -402,8 +409,7 @@ impl Filesystem for Device {
             kill_priv: false,
         };
         let (fh, reply) = (fh.map(|fh| Fh(fh.0)), attr_reply(reply));
-        let pid = req.pid();
-        self.ops.setattr(cred(req), pid, ino(inode), fh, set, reply);
+        self.ops.setattr(caller(req), ino(inode), fh, set, reply);
     }
 
     fn readlink(&self, req: &Request, inode: INodeNo, reply: ReplyData) {
@@ -423,7 +429,7 @@ impl Filesystem for Device {
         let (mode, reply) = ((mode, umask), entry_reply(reply));
         let name = name.as_bytes();
         self.ops
-            .mknod(cred(req), ino(parent), name, mode, rdev, reply);
+            .mknod(caller(req), ino(parent), name, mode, rdev, reply);
     }
 
     fn mkdir(
@@ -438,19 +444,19 @@ impl Filesystem for Device {
         let mode = (S_IFDIR | mode & 0o7777, umask);
         let reply = entry_reply(reply);
         self.ops
-            .mkdir(cred(req), ino(parent), name.as_bytes(), mode, reply);
+            .mkdir(caller(req), ino(parent), name.as_bytes(), mode, reply);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let reply = empty_reply(reply);
         self.ops
-            .unlink(cred(req), ino(parent), name.as_bytes(), reply);
+            .unlink(caller(req), ino(parent), name.as_bytes(), reply);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let reply = empty_reply(reply);
         self.ops
-            .rmdir(cred(req), ino(parent), name.as_bytes(), reply);
+            .rmdir(caller(req), ino(parent), name.as_bytes(), reply);
     }
 
     fn symlink(
@@ -464,7 +470,7 @@ impl Filesystem for Device {
         let (name, target) = (name.as_bytes(), target.as_os_str().as_bytes());
         let reply = entry_reply(reply);
         self.ops
-            .symlink(cred(req), ino(parent), name, target, reply);
+            .symlink(caller(req), ino(parent), name, target, reply);
     }
 
     fn rename(
@@ -478,7 +484,7 @@ impl Filesystem for Device {
         reply: ReplyEmpty,
     ) {
         self.ops.rename(
-            cred(req),
+            caller(req),
             ino(parent),
             name.as_bytes(),
             ino(newparent),
@@ -498,7 +504,7 @@ impl Filesystem for Device {
     ) {
         let (name, reply) = (newname.as_bytes(), entry_reply(reply));
         self.ops
-            .link(cred(req), ino(inode), ino(newparent), name, reply);
+            .link(caller(req), ino(inode), ino(newparent), name, reply);
     }
 
     fn open(&self, req: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -506,8 +512,7 @@ impl Filesystem for Device {
             Ok(opening) => reply.opened(FileHandle(opening.fh.0), open_flags(&opening)),
             Err(e) => reply.error(errno(e)),
         });
-        self.ops
-            .open(cred(req), req.pid(), ino(inode), flags.0, reply);
+        self.ops.open(caller(req), ino(inode), flags.0, reply);
     }
 
     fn read(
@@ -797,33 +802,26 @@ impl Filesystem for Device {
         reply: ReplyEmpty,
     ) {
         let (inode, name, reply) = (ino(inode), name.as_bytes(), empty_reply(reply));
-        let (cred, pid) = (cred(req), req.pid());
+        let caller = caller(req);
         self.ops
-            .setxattr(cred, pid, inode, name, value, flags, position, reply);
+            .setxattr(caller, inode, name, value, flags, position, reply);
     }
 
     fn getxattr(&self, req: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let reply = xattr_reply(size, reply);
-        self.ops.getxattr(
-            cred(req),
-            req.pid(),
-            ino(inode),
-            name.as_bytes(),
-            size,
-            reply,
-        );
+        self.ops
+            .getxattr(caller(req), ino(inode), name.as_bytes(), size, reply);
     }
 
     fn listxattr(&self, req: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let reply = xattr_reply(size, reply);
-        self.ops
-            .listxattr(cred(req), req.pid(), ino(inode), size, reply);
+        self.ops.listxattr(caller(req), ino(inode), size, reply);
     }
 
     fn removexattr(&self, req: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let reply = empty_reply(reply);
         self.ops
-            .removexattr(cred(req), req.pid(), ino(inode), name.as_bytes(), reply);
+            .removexattr(caller(req), ino(inode), name.as_bytes(), reply);
     }
 
     fn create(
@@ -847,9 +845,9 @@ impl Filesystem for Device {
             ),
             Err(e) => reply.error(errno(e)),
         });
-        let (pid, name) = (req.pid(), name.as_bytes());
+        let name = name.as_bytes();
         self.ops
-            .create(cred(req), pid, ino(parent), name, mode, flags, reply);
+            .create(caller(req), ino(parent), name, mode, flags, reply);
     }
 }
 

@@ -87,6 +87,13 @@ const RENAME_EXCHANGE: u32 = 2;
 const DIRENT_SIZE: usize = 24;
 const DIRENTPLUS_SIZE: usize = 152;
 
+/// Who asks: in whose rights, and the thread that waits for the answer.
+#[derive(Clone, Copy)]
+pub struct Caller {
+    pub cred: Cred,
+    pub pid: u32,
+}
+
 /// Attributes, and how long the kernel may keep them.
 pub struct Known {
     pub attr: Attr,
@@ -572,13 +579,14 @@ impl Ops {
     }
 
     /// The same for one that takes names away.
-    fn ask_unnamed(&self, cred: Cred, op: FsOp, reply: Reply<()>) {
+    fn ask_unnamed(&self, Caller { cred, pid }: Caller, op: FsOp, reply: Reply<()>) {
         let done = op.clone();
         self.ask(cred, op, move |ops, answer| {
             if answer.result.is_ok() {
                 lock(&ops.state).tree_changed(&done, answer.index);
             }
-            reply(answer.result.map(drop).map_err(errno));
+            let result = answer.result.map(drop);
+            reply(result.map_err(|e| ops.errno_to_retry(pid, e)));
         });
     }
 
@@ -673,8 +681,7 @@ impl Ops {
 
 /// What the kernel asks for.
 impl Ops {
-    /// `pid` is the thread that waits for the answer, as for some others below.
-    pub fn lookup(&self, cred: Cred, pid: u32, parent: InodeNo, name: &[u8], reply: Reply<Entry>) {
+    pub fn lookup(&self, caller: Caller, parent: InodeNo, name: &[u8], reply: Reply<Entry>) {
         let mut state = lock(&self.state);
         let keeper = state.keeper;
         if let Some(attr) = state.remembered(parent, name) {
@@ -686,29 +693,21 @@ impl Ops {
                 entry_ttl: Duration::ZERO,
             }));
         }
-        let hold = !is_dot(name) && state.retries.looks(pid, Instant::now());
+        let hold = !is_dot(name) && state.retries.looks(caller.pid, Instant::now());
         drop(state);
         if let Err(e) = check_name(name) {
             if !is_dot(name) {
                 return reply(Err(lookup_errno(keeper, e)));
             }
         }
-        self.ask_name(
-            cred,
-            pid,
-            (parent, name.to_vec()),
-            hold,
-            LOOKUP_TRIES,
-            reply,
-        );
+        self.ask_name(caller, (parent, name.to_vec()), hold, LOOKUP_TRIES, reply);
     }
 
     /// What the name means, asked again if others have changed it meanwhile:
     /// the kernel shall not open by what was already so when it asked.
     fn ask_name(
         &self,
-        cred: Cred,
-        pid: u32,
+        caller: Caller,
         (parent, name): (InodeNo, Vec<u8>),
         hold: bool,
         tries: u32,
@@ -720,17 +719,17 @@ impl Ops {
             true => FsOp::LookupHold { parent, name },
         };
         let name = asked;
-        self.ask(cred, op, move |ops, answer| {
+        self.ask(caller.cred, op, move |ops, answer| {
             let state = lock(&ops.state);
             let (keeper, index) = (state.keeper, answer.index);
             let moved = tries > 0 && state.changes.name_since(parent, &name, index);
             drop(state);
             let attr = answer.result.map(attr_of);
             if let (Ok(attr), true) = (&attr, hold) {
-                ops.hold_inode(pid, attr.ino);
+                ops.hold_inode(caller.pid, attr.ino);
             }
             match attr {
-                Ok(_) if moved => ops.ask_name(cred, pid, (parent, name), hold, tries - 1, reply),
+                Ok(_) if moved => ops.ask_name(caller, (parent, name), hold, tries - 1, reply),
                 Ok(attr) => {
                     let mut entry = ops.entry(parent, &name, attr, index);
                     if hold {
@@ -740,9 +739,19 @@ impl Ops {
                     reply(Ok(entry));
                 }
                 Err(e) => {
-                    if e == FsError::NotFound {
-                        lock(&ops.state).remember(parent, &name, None, index);
+                    let mut state = lock(&ops.state);
+                    let e = match e {
+                        // Whoever comes here without its name did so before it
+                        // was removed, or works in it.
+                        FsError::Stale if !state.lost.is_untold(parent) => FsError::NotFound,
+                        e => e,
+                    };
+                    match e {
+                        FsError::NotFound => state.remember(parent, &name, None, index),
+                        FsError::Stale => state.retries.begin(caller.pid, Instant::now()),
+                        _ => {}
                     }
+                    drop(state);
                     reply(Err(lookup_errno(keeper, e)));
                 }
             }
@@ -778,7 +787,7 @@ impl Ops {
         }
     }
 
-    pub fn getattr(&self, cred: Cred, pid: u32, ino: InodeNo, reply: Reply<Known>) {
+    pub fn getattr(&self, Caller { cred, pid }: Caller, ino: InodeNo, reply: Reply<Known>) {
         let is_root = ino == InodeNo::ROOT;
         let mut state = lock(&self.state);
         if let Some(attr) = state.kept(ino) {
@@ -815,8 +824,7 @@ impl Ops {
 
     pub fn setattr(
         &self,
-        cred: Cred,
-        pid: u32,
+        Caller { cred, pid }: Caller,
         ino: InodeNo,
         fh: Option<Fh>,
         mut set: SetAttr,
@@ -869,7 +877,14 @@ impl Ops {
     }
 
     /// MKNOD, MKDIR, SYMLINK, LINK: `op` makes the name.
-    fn make(&self, cred: Cred, parent: InodeNo, name: &[u8], op: FsOp, reply: Reply<Entry>) {
+    fn make(
+        &self,
+        Caller { cred, pid }: Caller,
+        parent: InodeNo,
+        name: &[u8],
+        op: FsOp,
+        reply: Reply<Entry>,
+    ) {
         if let Err(e) = check_name(name) {
             return reply(Err(errno(e)));
         }
@@ -879,7 +894,7 @@ impl Ops {
                 let entry = ops.made(&done, parent, &name, attr_of(rep), answer.index);
                 reply(Ok(entry));
             }
-            Err(e) => reply(Err(errno(e))),
+            Err(e) => reply(Err(ops.errno_to_retry(pid, e))),
         });
     }
 
@@ -900,7 +915,7 @@ impl Ops {
     /// `mode` with its type and, as everywhere, beside the umask.
     pub fn mknod(
         &self,
-        cred: Cred,
+        caller: Caller,
         parent: InodeNo,
         name: &[u8],
         (mode, umask): (u32, u32),
@@ -914,12 +929,12 @@ impl Ops {
             umask,
             rdev,
         };
-        self.make(cred, parent, name, op, reply);
+        self.make(caller, parent, name, op, reply);
     }
 
     pub fn mkdir(
         &self,
-        cred: Cred,
+        caller: Caller,
         parent: InodeNo,
         name: &[u8],
         (mode, umask): (u32, u32),
@@ -931,12 +946,12 @@ impl Ops {
             mode,
             umask,
         };
-        self.make(cred, parent, name, op, reply);
+        self.make(caller, parent, name, op, reply);
     }
 
     pub fn symlink(
         &self,
-        cred: Cred,
+        caller: Caller,
         parent: InodeNo,
         name: &[u8],
         target: &[u8],
@@ -950,12 +965,12 @@ impl Ops {
             name: name.to_vec(),
             target: target.to_vec(),
         };
-        self.make(cred, parent, name, op, reply);
+        self.make(caller, parent, name, op, reply);
     }
 
     pub fn link(
         &self,
-        cred: Cred,
+        caller: Caller,
         ino: InodeNo,
         parent: InodeNo,
         name: &[u8],
@@ -966,14 +981,13 @@ impl Ops {
             parent,
             name: name.to_vec(),
         };
-        self.make(cred, parent, name, op, reply);
+        self.make(caller, parent, name, op, reply);
     }
 
     #[allow(clippy::too_many_arguments)]
     pub fn create(
         &self,
-        cred: Cred,
-        pid: u32,
+        Caller { cred, pid }: Caller,
         parent: InodeNo,
         name: &[u8],
         (mode, umask): (u32, u32),
@@ -1023,27 +1037,27 @@ impl Ops {
         });
     }
 
-    pub fn unlink(&self, cred: Cred, parent: InodeNo, name: &[u8], reply: Reply<()>) {
+    pub fn unlink(&self, caller: Caller, parent: InodeNo, name: &[u8], reply: Reply<()>) {
         if let Err(e) = check_name(name) {
             return reply(Err(errno(e)));
         }
         let name = name.to_vec();
-        self.ask_unnamed(cred, FsOp::Unlink { parent, name }, reply);
+        self.ask_unnamed(caller, FsOp::Unlink { parent, name }, reply);
     }
 
-    pub fn rmdir(&self, cred: Cred, parent: InodeNo, name: &[u8], reply: Reply<()>) {
+    pub fn rmdir(&self, caller: Caller, parent: InodeNo, name: &[u8], reply: Reply<()>) {
         if let Err(e) = check_name(name) {
             return reply(Err(errno(e)));
         }
         let name = name.to_vec();
-        self.ask_unnamed(cred, FsOp::Rmdir { parent, name }, reply);
+        self.ask_unnamed(caller, FsOp::Rmdir { parent, name }, reply);
     }
 
     /// `flags` are those of renameat2(2).
     #[allow(clippy::too_many_arguments)]
     pub fn rename(
         &self,
-        cred: Cred,
+        caller: Caller,
         parent: InodeNo,
         name: &[u8],
         new_parent: InodeNo,
@@ -1066,10 +1080,16 @@ impl Ops {
             no_replace: flags & RENAME_NOREPLACE != 0,
             exchange: flags & RENAME_EXCHANGE != 0,
         };
-        self.ask_unnamed(cred, op, reply);
+        self.ask_unnamed(caller, op, reply);
     }
 
-    pub fn open(&self, cred: Cred, pid: u32, ino: InodeNo, flags: i32, reply: Reply<Opening>) {
+    pub fn open(
+        &self,
+        Caller { cred, pid }: Caller,
+        ino: InodeNo,
+        flags: i32,
+        reply: Reply<Opening>,
+    ) {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if write && self.mount.read_only {
             return reply(Err(Errno::EROFS));

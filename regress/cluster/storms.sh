@@ -127,9 +127,38 @@ def replacer(i):
     return True
 processes(6, replacer)
 
+# --- a directory removed and made again by the others is there, or is not
+os.mkdir(f"{A}/again")
+everywhere("again")
+os.mkdir(f"{A}/again/stop")
+def again(i):
+    mount = MOUNTS[i % 3]
+    d = f"{mount}/again/d"
+    if i % 3 == 0:
+        try:
+            for k in range(OPS // 4):
+                for call, *names in ((os.mkdir, f"x{i}"), (os.rename, f"x{i}", f"y{i}"), (os.stat, f"y{i}/none"),
+                                     (os.rmdir, f"y{i}"), (os.mkfifo, f"p{i}"), (os.unlink, f"p{i}")):
+                    try:
+                        call(*(f"{d}/{name}" for name in names))
+                    except (FileNotFoundError, FileExistsError):
+                        pass
+        finally:
+            put(f"{mount}/again/stop/{i}", b"")
+        return True
+    while len(os.listdir(f"{mount}/again/stop")) < 4:
+        for call in os.mkdir, os.rmdir:
+            try:
+                call(d)
+            except OSError as e:
+                check(e.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY), e)
+    return True
+processes(12, again)
+
 # --- the storm
-# ESTALE: the directory of the name was removed by another node while the call was
-# on its way, and one of the same name again when the kernel had looked it up anew.
+# ESTALE: a directory that another node has moved, while a rename between two
+# directories is under way at this one.  Linux gives up at once in its dcache
+# (__d_unalias), and tries again once.
 MAY = {errno.ESTALE, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EPERM}
 os.mkdir(f"{A}/storm")
 everywhere("storm")

@@ -20,7 +20,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{errno, unexpected, DataReply, Ops, Reply, State, Then};
+use super::{errno, unexpected, Caller, DataReply, Ops, Reply, State, Then};
 use crate::lock;
 use common::fs::{Attr, Cred, FsError, InodeNo};
 use common::msg::{FsOp, FsRep, FusedToRaftd};
@@ -92,8 +92,7 @@ impl Ops {
 
     pub fn getxattr(
         &self,
-        cred: Cred,
-        pid: u32,
+        Caller { cred, pid }: Caller,
         ino: InodeNo,
         name: &[u8],
         size: u32,
@@ -117,7 +116,13 @@ impl Ops {
         );
     }
 
-    pub fn listxattr(&self, cred: Cred, pid: u32, ino: InodeNo, size: u32, reply: DataReply) {
+    pub fn listxattr(
+        &self,
+        Caller { cred, pid }: Caller,
+        ino: InodeNo,
+        size: u32,
+        reply: DataReply,
+    ) {
         if self.has_none(ino) {
             return reply(Ok(&[]));
         }
@@ -136,8 +141,7 @@ impl Ops {
     #[allow(clippy::too_many_arguments)]
     pub fn setxattr(
         &self,
-        cred: Cred,
-        pid: u32,
+        caller: Caller,
         ino: InodeNo,
         name: &[u8],
         value: &[u8],
@@ -157,15 +161,15 @@ impl Ops {
             len: value.len() as u32,
             how,
         };
-        self.change_xattr(cred, pid, op, value, reply);
+        self.change_xattr(caller, op, value, reply);
     }
 
-    pub fn removexattr(&self, cred: Cred, pid: u32, ino: InodeNo, name: &[u8], reply: Reply<()>) {
+    pub fn removexattr(&self, caller: Caller, ino: InodeNo, name: &[u8], reply: Reply<()>) {
         let name = name.to_vec();
-        self.change_xattr(cred, pid, FsOp::Removexattr { ino, name }, &[], reply);
+        self.change_xattr(caller, FsOp::Removexattr { ino, name }, &[], reply);
     }
 
-    fn change_xattr(&self, cred: Cred, pid: u32, op: FsOp, value: &[u8], reply: Reply<()>) {
+    fn change_xattr(&self, Caller { cred, pid }: Caller, op: FsOp, value: &[u8], reply: Reply<()>) {
         let (ino, name) = match &op {
             FsOp::Setxattr { ino, name, .. } | FsOp::Removexattr { ino, name } => (*ino, name),
             _ => return reply(Err(errno(FsError::Unsupported))),

@@ -458,22 +458,28 @@ impl Fused {
                 .map_err(fs_error)?
                 .ino;
             let others = self.opened(ino);
-            let settled = self.mounts.settled(ino, deadline).await;
-            let found = settled.and_then(|()| match self.too_old() {
-                true => Err(FsError::NoQuorum),
-                false => self.getattr_real(ino),
-            });
-            match found {
-                Ok(attr) if attr.nlink > 0 || others => {
-                    let created = false;
-                    return Ok(FsRep::Entry { attr, created });
+            match self.getattr_real(ino) {
+                Ok(attr) if attr.nlink > 0 || others => {}
+                Ok(_) | Err(FsError::Stale) => {
+                    self.forget_open(ino);
+                    continue;
                 }
-                Ok(_) | Err(FsError::Stale) => self.forget_open(ino),
                 Err(e) => {
                     self.forget_open(ino);
                     return Err(e);
                 }
             }
+            // From here on it stays, whatever becomes of the name.
+            let settled = self.mounts.settled(ino, deadline).await;
+            let found = settled.and_then(|()| match self.too_old() {
+                true => Err(FsError::NoQuorum),
+                false => self.getattr_real(ino),
+            });
+            if found.is_err() {
+                self.forget_open(ino);
+            }
+            let created = false;
+            return found.map(|attr| FsRep::Entry { attr, created });
         }
         Err(FsError::Stale)
     }
