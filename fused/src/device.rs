@@ -582,14 +582,14 @@ impl Filesystem for Device {
     fn release(
         &self,
         _req: &Request,
-        inode: INodeNo,
+        _inode: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.ops.release(ino(inode), Fh(fh.0));
+        self.ops.release(Fh(fh.0));
         reply.ok();
     }
 

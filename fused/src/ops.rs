@@ -1024,7 +1024,7 @@ impl Ops {
                 };
                 ops.after_invalidation(ino, answer.id, answer.deadline, move |ops, done| {
                     if done.is_err() {
-                        ops.release(ino, opening.fh);
+                        ops.release(opening.fh);
                         ops.forget(ino, 1);
                         // It is there, and the kernel is told that it failed.
                         ops.stale_name(parent, &name, None);
@@ -1145,7 +1145,7 @@ impl Ops {
         }
         self.after_invalidation(ino, id, deadline, move |ops, done| {
             if done.is_err() {
-                ops.release(ino, opening.fh);
+                ops.release(opening.fh);
             }
             reply(done.map(|()| opening));
         });
@@ -1173,8 +1173,12 @@ impl Ops {
         self.release_inode(ino);
     }
 
-    pub fn release(&self, ino: InodeNo, fh: Fh) {
+    /// Of the file that was opened, whichever one the kernel names with it.
+    pub fn release(&self, fh: Fh) {
         let mut state = lock(&self.state);
+        let Some(ino) = state.handles.get(fh).map(|handle| handle.ino) else {
+            return;
+        };
         let owners = state.locks.closed(ino, fh);
         if !owners.is_empty() {
             drop(state);
