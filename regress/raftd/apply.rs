@@ -1206,6 +1206,16 @@ fn room() {
     t.op(setattr(f, size(1 << 30))).unwrap();
     t.write(g, 0, 100).0.unwrap();
 
+    // No room for more metadata: blocks, but no further extents.
+    t.op(capacity(2, 1 << 20, 2)).unwrap();
+    assert_eq!(free(&t).1, 0);
+    t.write(f, 5 * BLOCK, 3 * BLOCK as usize).0.unwrap();
+    let before = dump(&t.meta.read());
+    assert_eq!(t.write(f, 256 * BLOCK, 1).0, Err(NoSpace), "an extent");
+    assert_eq!(t.write(g, 1 << 20, 1).0, Err(NoSpace), "two, and a spill");
+    assert!(before == dump(&t.meta.read()), "a refusal left a trace");
+    t.op(setattr(f, size(5 * BLOCK))).unwrap();
+
     // A voter has less than there is already.
     t.op(capacity(2, 3, 2)).unwrap();
     assert_eq!(free(&t), (0, 0));

@@ -177,13 +177,15 @@ impl Apply<'_, '_> {
         plan: &Plan,
     ) -> Result<(), ReadError> {
         // The block of a small file is in the plan, and charged already.
-        let inline = match inode.contents {
-            Contents::Inline(_) => inode.contents_blocks(),
-            _ => 0,
+        let spills = matches!(inode.contents, Contents::Inline(_));
+        let inline = match spills {
+            true => inode.contents_blocks(),
+            false => 0,
         };
         let more = plan.blocks.saturating_sub(inline);
         self.check_quota(inode.tree, more, 0)?;
         self.sup.check_blocks(plan.blocks)?;
+        self.sup.check_records(plan.records(spills))?;
         self.charge(inode.tree, more as i64, 0)?;
         self.sup.used_blocks += plan.blocks;
         self.free_inline(inline)?;

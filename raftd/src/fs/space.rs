@@ -40,6 +40,10 @@ const EXTENT: u8 = b'e';
 /// Blocks of one extent.
 const BITS: u64 = 256;
 
+/// So many extents take a page of the metadata that is half full, which is
+/// what an inode counts as.
+const EXTENTS_PER_RECORD: u64 = 32;
+
 /// What statfs tells before any voter has reported.
 const UNKNOWN_BYTES: u64 = 1 << 50;
 const UNKNOWN_INODES: u64 = 1 << 32;
@@ -244,6 +248,8 @@ pub(super) struct Plan {
     extents: BTreeMap<u64, Bitmap>,
     /// Those that are not there yet.
     pub blocks: u64,
+    /// Extents of which nothing was there yet.
+    new: u64,
 }
 
 impl Plan {
@@ -252,7 +258,15 @@ impl Plan {
             ino,
             extents: BTreeMap::new(),
             blocks: 0,
+            new: 0,
         }
+    }
+
+    /// What the new extents take of the metadata, in units of one inode, which
+    /// has room for the first of a small file's.
+    pub fn records(&self, spills: bool) -> u64 {
+        let new = self.new.saturating_sub(u64::from(spills));
+        new.div_ceil(EXTENTS_PER_RECORD)
     }
 
     /// The bytes of this range need blocks.
@@ -272,6 +286,7 @@ impl Plan {
             let new = old.or(Bitmap::run(from..to));
             if new != old {
                 self.blocks += new.count() - old.count();
+                self.new += u64::from(old == Bitmap::default());
                 self.extents.insert(extent, new);
             }
         }

@@ -207,7 +207,12 @@ impl StateMachine {
     /// Step 2: answers also the record that is to be put when the bytes are
     /// there.
     fn metadata(&self, log_id: LogId, cmd: &Command) -> (Verdict, Effects, Option<Record>) {
-        match self.try_metadata(log_id, cmd) {
+        // A terabyte has a million extents.
+        let long = matches!(
+            cmd.op,
+            Op::Setattr { .. } | Op::Fallocate { .. } | Op::Release { .. }
+        );
+        match blocking(long, || self.try_metadata(log_id, cmd)) {
             Ok(done) => done,
             // Half an entry may be in the overlay; only a new start gets rid
             // of it.
