@@ -138,6 +138,9 @@ pub enum FusedToRaftd {
     /// After LockLost: nothing that was written under these locks is still on
     /// its way.
     LockLostAck { ino: InodeNo, owner: u64 },
+    /// The request shall not wait for its lock any longer; it is answered as
+    /// ever.
+    CancelLock { id: ReqId, ino: InodeNo },
 }
 
 /// Inode numbers are those of the mount: its subtree's root is always 1.
@@ -478,6 +481,7 @@ message!(FusedToRaftd, 5, {
     FusedToRaftd::Req { .. } => "IMSG_FS_REQ",
     FusedToRaftd::RevokeAck { .. } => "IMSG_FS_REVOKE_ACK",
     FusedToRaftd::LockLostAck { .. } => "IMSG_FS_LOCK_LOST_ACK",
+    FusedToRaftd::CancelLock { .. } => "IMSG_FS_LOCK_CANCEL",
 }, bulk: FusedToRaftd::Req { op: FsOp::Write { len, .. } | FsOp::Setxattr { len, .. }, .. }
    => *len as usize);
 

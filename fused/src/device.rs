@@ -780,7 +780,8 @@ impl Filesystem for Device {
         match (lock_kind(typ), typ) {
             (Some(kind), _) => {
                 let wanted = wanted(inode, fh, lock_owner, pid, start, end, kind);
-                self.ops.lock(cred(req), wanted, sleep, empty_reply(reply));
+                self.ops
+                    .lock(caller(req), wanted, sleep, empty_reply(reply));
             }
             (None, F_UNLCK) => {
                 let range = LockRange { start, end };

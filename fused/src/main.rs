@@ -37,6 +37,7 @@ mod retry;
 use common::imsg::Imsgbuf;
 use common::msg::{FusedToParent, PARENT_FRAME_MAX};
 use common::proc::{child_init, drop_privileges, setproctitle};
+use common::sys::pending::Processes;
 use common::sys::pledge::pledge;
 use common::sys::rlimit::raise_nofile;
 use common::{fatal, fatalx, log_debug, sys};
@@ -88,6 +89,7 @@ fn main() {
         Ok(nofile) => nofile,
         Err(e) => fatal!(e, "setrlimit"),
     };
+    let processes = Processes::open();
     if let Err(e) = drop_privileges(Path::new(CHROOT), debug) {
         fatal!(e, "fused");
     }
@@ -117,6 +119,9 @@ fn main() {
     raftd::start(&ops, bulk_reader);
     backing::start(&ops);
     ops::start(&ops);
+    if let Some(processes) = processes {
+        ops::waiters::start(&ops, processes);
+    }
     // What a kernel before OpenBSD 8.0 says first the library chokes on.
     log_panics("FUSE device: unknown protocol");
     let serve = match device::open(setup.device, &ops) {

@@ -38,6 +38,7 @@
 mod accessed;
 pub mod locks;
 mod sparse;
+pub mod waiters;
 mod xattr;
 
 use crate::ahead::{Plan, Round, AHEAD};
@@ -45,6 +46,7 @@ use crate::backing::{Backing, Read, Reads};
 use crate::cache::{Changes, Invalidations, Keeper, LostNames, Names, SHORT_TTL, TTL};
 use crate::handle::{Handle, Handles, Inodes};
 use crate::ops::locks::Owners;
+use crate::ops::waiters::Waiters;
 use crate::raftd::{Lane, Request, Requests, SMALL};
 use crate::retry::{Retries, RETRY};
 use crate::{lock, spawn, wait, wait_timeout};
@@ -216,6 +218,7 @@ struct State {
     quick_bytes: u64,
     root: Option<Attr>,
     locks: Owners,
+    waiters: Waiters,
 }
 
 pub struct Ops {
@@ -224,6 +227,8 @@ pub struct Ops {
     bulk: Arc<Lane>,
     state: Mutex<State>,
     timer: Condvar,
+    /// Somebody waits for a lock.
+    waiting: Condvar,
     pub reads: Reads,
     pub invalidations: Invalidations,
     /// The kernel can drop all names at once.
@@ -486,8 +491,10 @@ impl Ops {
                 quick_bytes: 0,
                 root: None,
                 locks: Owners::default(),
+                waiters: Waiters::default(),
             }),
             timer: Condvar::new(),
+            waiting: Condvar::new(),
             reads: Reads::default(),
             invalidations: Invalidations::new(),
             epochs: AtomicBool::new(false),

@@ -23,7 +23,7 @@ use crate::parent::Parent;
 use crate::quota;
 use crate::ready::{read_ready, readiness, write_ready};
 use common::ctl::{CtlRep, CtlReq, CtlResult, CTL_FRAME_MAX};
-use common::fs::FsError;
+use common::fs::{FsError, ReqId};
 use common::imsg::{ImsgError, Imsgbuf, ReadStatus};
 use common::lock::{LockKind, LockRange};
 use common::msg::RaftdToParent;
@@ -222,7 +222,7 @@ impl Control {
                     Err(e) => CtlRep::Result(CtlResult::Lock(e)),
                 }));
             });
-            locks.lock(locker, ino, wish, wait, done).await;
+            locks.lock((locker, ReqId(0)), ino, wish, wait, done).await;
         };
         asked.await;
         let served = client.serve_events(&mut events).await;

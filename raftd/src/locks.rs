@@ -34,7 +34,7 @@ use crate::lease::Lease;
 use crate::propose::{How, Proposer};
 use crate::store::Store;
 use bytes::Bytes;
-use common::fs::{FsError, InodeNo};
+use common::fs::{FsError, InodeNo, ReqId};
 use common::lock::{LockInfo, LockRange};
 use common::{fatal, log_warnx};
 use std::collections::{HashMap, HashSet};
@@ -63,6 +63,7 @@ struct Mount {
 
 struct Asked {
     mount: u64,
+    req: ReqId,
     done: Done,
 }
 
@@ -139,10 +140,11 @@ impl Locks {
         self.proposer.propose(op, Bytes::new(), how(), room, done);
     }
 
-    /// `done` is called when the lock is held, or cannot be.
+    /// `done` is called when the lock is held, or cannot be; `req` is how the
+    /// mount knows it.
     pub async fn lock(
         self: &Arc<Self>,
-        mount: u64,
+        (mount, req): (u64, ReqId),
         ino: InodeNo,
         wish: Wish,
         wait: bool,
@@ -163,7 +165,7 @@ impl Locks {
         entry.used.store(true, Ordering::Relaxed);
         table.last += 1;
         let id = table.last;
-        table.asked.insert(id, Asked { mount, done });
+        table.asked.insert(id, Asked { mount, req, done });
         let locks = self.clone();
         let resolved = move |index, outcome| locks.resolved(id, index, outcome);
         let op = Op::Lock {
@@ -226,6 +228,18 @@ impl Locks {
         let waits = |locks: &lock::Locks| locks.waiting.iter().any(|w| w.index == ticket);
         let found = all.into_iter().find(|(_, locks)| waits(locks));
         let (ino, _) = found.ok_or(FsError::NotFound)?;
+        self.cancel_at(ino, ticket).await
+    }
+
+    /// The ticket of a request of that mount that waits.
+    pub fn ticket(&self, mount: u64, req: ReqId) -> Option<u64> {
+        let table = self.table();
+        let mut tickets = table.tickets.iter();
+        let is = |id: &u64| table.asked.get(id).map(|a| (a.mount, a.req)) == Some((mount, req));
+        tickets.find(|(_, id)| is(id)).map(|(ticket, _)| *ticket)
+    }
+
+    pub async fn cancel_at(&self, ino: InodeNo, ticket: u64) -> Result<(), FsError> {
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = Box::new(move |_, outcome: Outcome| {
             let _ = tx.send(outcome.map(drop));

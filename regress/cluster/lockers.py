@@ -102,6 +102,14 @@ class Locker:
         kind = {"ex": fcntl.LOCK_EX, "sh": fcntl.LOCK_SH, "un": fcntl.LOCK_UN}[how]
         fcntl.flock(self.fd, kind | (0 if wait else fcntl.LOCK_NB))
 
+    def do_flock_once(self, restarts):
+        """Waits with flock(2); SIGUSR1 ends the wait, or has it start again."""
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.siginterrupt(signal.SIGUSR1, not restarts)
+        if libc.flock(self.fd, fcntl.LOCK_EX):
+            e = ctypes.get_errno()
+            raise OSError(e, os.strerror(e))
+
     def do_ofd(self, how):
         kind = {"ex": fcntl.F_WRLCK, "sh": fcntl.F_RDLCK, "un": fcntl.F_UNLCK}[how]
         fcntl.fcntl(self.fd, 37, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))

@@ -161,13 +161,31 @@ done = subprocess.run(dfsctl(3, "cancel", str(number)), capture_output=True)
 same((done.returncode, done.stdout), (0, b"ok\n"))
 same(b.answer(), "EIO")
 check(subprocess.run(dfsctl(3, "cancel", str(number)), stderr=subprocess.DEVNULL).returncode == 1)
-# A process that is killed while it waits ends with its wait, and holds nothing.
+# --- signals end a wait, or start it again
+must_wait(b, "flock_once", False)
+os.kill(b.pid, signal.SIGUSR1)
+same(b.answer(), "EINTR")
+eventually(lambda: not waiters(1))
+must_wait(b, "flock_once", True)
+first = waiters(1, b.pid)[0]["number"]
+for _ in range(3):
+    os.kill(b.pid, signal.SIGUSR1)
+    eventually(lambda: [w["number"] for w in waiters(1, b.pid)] not in ([], [first]))
+    first = waiters(1, b.pid)[0]["number"]
+    same(len(waiters(1)), 1)
+a.must("lock", "un")
+same(b.answer(), "ok")
+b.must("flock", "un")
+# A process that is killed while it waits is gone, and nobody waits behind it.
+a.must("lock", "ex")
 must_wait(b, "lock", "ex", 0, 0, True)
 must_wait(c, "lock", "ex", 0, 0, True)
 os.kill(b.pid, signal.SIGKILL)
+eventually(lambda: os.waitid(os.P_PID, b.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+b.end()
+eventually(lambda: [w["pid"] for w in waiters(1)] == [c.pid])
 a.must("lock", "un")
 same(c.answer(), "ok")
-b.end()
 eventually(lambda: len(shown(1)) == 1)
 c.leave()
 eventually(lambda: not shown(1))

@@ -211,6 +211,8 @@ impl Tree {
                 FusedToRaftd::Req { id, cred, op } => self.request(id, cred, op, data),
                 FusedToRaftd::RevokeAck { .. } => self.state().revoke_acks += 1,
                 FusedToRaftd::LockLostAck { .. } => self.state().lock_acks += 1,
+                // Here nobody waits for long.
+                FusedToRaftd::CancelLock { .. } => {}
             }
             self.changed.notify_all();
         }

@@ -37,6 +37,7 @@ pub mod file;
 pub mod malloc;
 pub mod maps;
 pub mod mount;
+pub mod pending;
 pub mod pledge;
 pub mod poll;
 pub mod privilege;

@@ -20,7 +20,7 @@
 //! tells the owner of fcntl(2) locks with FLUSH.  Those of flock(2), and of
 //! open file descriptions, end with RELEASE.
 
-use super::{errno, unexpected, Ops, Reply, Wake};
+use super::{errno, unexpected, Answer, Caller, Ops, Reply, Then, Wake};
 use crate::lock;
 use common::fs::{Cred, Fh, FsError, InodeNo};
 use common::lock::{LockInfo, LockKind, LockRange};
@@ -136,7 +136,7 @@ impl Ops {
         !self.mount.local_lock
     }
 
-    pub fn lock(&self, cred: Cred, wanted: Wanted, wait: bool, reply: Reply<()>) {
+    pub fn lock(&self, caller: Caller, wanted: Wanted, wait: bool, reply: Reply<()>) {
         let Wanted {
             ino,
             fh,
@@ -150,9 +150,6 @@ impl Ops {
             drop(state);
             return reply(Err(Errno::EIO));
         }
-        // Before it is sent: whoever closes from now on unlocks it.
-        state.locks.ask(ino, owner, fh);
-        drop(state);
         let op = FsOp::Lock {
             ino,
             owner,
@@ -165,20 +162,46 @@ impl Ops {
             true => Instant::now() + FOR_EVER,
             false => self.deadline(),
         };
-        self.ask_by(deadline, cred, op, move |ops, answer| {
-            let held = answer.result.is_ok();
-            lock(&ops.state).locks.answered(ino, owner, fh, held);
-            if let Err(e) = answer.result {
-                return reply(Err(errno(e)));
+        // Before it is sent: whoever closes from now on unlocks it.
+        state.locks.ask(ino, owner, fh);
+        let then = Then::Answer(Box::new(move |ops, answer| {
+            ops.lock_answered(wanted, answer, reply);
+        }));
+        let id = self.register(&mut state, deadline, &op, then);
+        if wait {
+            state.waiters.begin(id, caller.pid, ino);
+            self.waiting.notify_one();
+        }
+        drop(state);
+        let cred = caller.cred;
+        self.control.send(&FusedToRaftd::Req { id, cred, op });
+    }
+
+    fn lock_answered(&self, wanted: Wanted, answer: Answer<'_>, reply: Reply<()>) {
+        let Wanted {
+            ino,
+            fh,
+            owner,
+            range,
+            ..
+        } = wanted;
+        let held = answer.result.is_ok();
+        let mut state = lock(&self.state);
+        state.locks.answered(ino, owner, fh, held);
+        let interrupted = state.waiters.end(answer.id);
+        drop(state);
+        match answer.result {
+            Ok(_) => {}
+            Err(_) if interrupted => return reply(Err(Errno::EINTR)),
+            Err(e) => return reply(Err(errno(e))),
+        }
+        // What the last holder wrote is applied here; now this kernel's older
+        // pages and attributes must go.
+        self.after_invalidation(ino, answer.id, self.deadline(), move |ops, done| {
+            if done.is_err() {
+                ops.send_unlock(ino, owner, range, |_, _| ());
             }
-            // What the last holder wrote is applied here; now this kernel's
-            // older pages and attributes must go.
-            ops.after_invalidation(ino, answer.id, ops.deadline(), move |ops, done| {
-                if done.is_err() {
-                    ops.send_unlock(ino, owner, range, |_, _| ());
-                }
-                reply(done);
-            });
+            reply(done);
         });
     }
 

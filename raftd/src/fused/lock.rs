@@ -45,6 +45,15 @@ impl Fused {
         }
     }
 
+    /// Only one that is known to wait; until then fused tells again.
+    pub(super) fn cancel_lock(&self, id: ReqId, ino: InodeNo) {
+        let locks = self.mounts.locks.clone();
+        let ticket = locks.ticket(self.locker, id);
+        if let (Ok(ino), Some(ticket)) = (self.real(ino), ticket) {
+            tokio::spawn(async move { locks.cancel_at(ino, ticket).await });
+        }
+    }
+
     pub(super) async fn lock_request(self: Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
         match op {
             FsOp::Lock {
@@ -87,7 +96,7 @@ impl Fused {
             fused.reply(id, index, result.map(|_| FsRep::Done));
         });
         let locks = &self.mounts.locks;
-        locks.lock(self.locker, ino, wish, wait, done).await;
+        locks.lock((self.locker, id), ino, wish, wait, done).await;
     }
 
     async fn unlock(self: &Arc<Self>, id: ReqId, ino: InodeNo, owner: u64, range: LockRange) {

@@ -499,6 +499,7 @@ impl Fused {
                 log_warnx!("dispatch_fused: unexpected IMSG_FS_REVOKE_ACK for {ino}");
             }
             FusedToRaftd::LockLostAck { ino, owner } => self.lock_lost_ack(ino, owner),
+            FusedToRaftd::CancelLock { id, ino } => self.cancel_lock(id, ino),
         }
     }
 
