@@ -11,7 +11,6 @@
 // WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
 // ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
 // OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
-//! Contents: write, truncate, and the one-way move from the inode record to a
 
 //! Times of access, as far as the kernel lets us see what is read.  fused
 //! only.  A read is told to raftd when, by the last attributes that are known,

@@ -11,6 +11,7 @@
 // WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
 // ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
 // OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
 //! Carries out one entry of the log on the metadata.  Runs in raftd, under
 //! the state machine.  Same log, same bytes, on every node: no clock, no
 //! randomness, no hash order and nothing of this node may decide anything

@@ -11,6 +11,7 @@
 // WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
 // ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
 // OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
 //! Room: which blocks files have, how much the tree takes, and what the
 //! voters say they can hold.  Runs in raftd, pure.  The disk of this node is
 //! never asked: only what is in the log may refuse an operation.

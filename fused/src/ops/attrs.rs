@@ -1,0 +1,177 @@
+// Copyright (c) 2026 The dfsd authors
+//
+// Permission to use, copy, modify, and distribute this software for any
+// purpose with or without fee is hereby granted, provided that the above
+// copyright notice and this permission notice appear in all copies.
+//
+// THE SOFTWARE IS PROVIDED "AS IS" AND THE AUTHOR DISCLAIMS ALL WARRANTIES
+// WITH REGARD TO THIS SOFTWARE INCLUDING ALL IMPLIED WARRANTIES OF
+// MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL THE AUTHOR BE LIABLE FOR
+// ANY SPECIAL, DIRECT, INDIRECT, OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES
+// WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS, WHETHER IN AN
+// ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF
+// OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
+
+//! Attributes, and those of the file system.  fused only.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    attr_of, errno, errno_to, unexpected, Answer, Caller, DataReply, Known, Ops, Reply, Then,
+};
+use crate::lock;
+use common::fs::{Cred, Fh, FsError, InodeNo, SetAttr, Statfs, FILE_MAX};
+use common::msg::{FsOp, FsRep, FusedToRaftd};
+use nix::errno::Errno;
+use std::time::{Duration, Instant};
+
+/// A SETATTR under way.
+pub struct Setting {
+    ino: InodeNo,
+    pid: u32,
+    fh: Option<Fh>,
+    pub(super) reply: Option<Reply<Known>>,
+}
+
+impl Ops {
+    pub fn getattr(&self, Caller { cred, pid }: Caller, ino: InodeNo, reply: Reply<Known>) {
+        let is_root = ino == InodeNo::ROOT;
+        let mut state = lock(&self.state);
+        if let Some(attr) = state.kept(ino) {
+            drop(state);
+            let ttl = Duration::ZERO;
+            return reply(Ok(Known { attr, ttl }));
+        }
+        let cached = is_root && state.root.is_some() && !state.strict;
+        drop(state);
+        let deadline = self.brief_deadline(cached);
+        let op = FsOp::Getattr { ino };
+        self.ask_by(deadline, cred, op, move |ops, answer| {
+            let mut state = lock(&ops.state);
+            let known = match answer.result {
+                Ok(rep) => Ok(state.known(attr_of(rep), answer.index)),
+                Err(e) => Err(e),
+            };
+            let known = match (known, is_root) {
+                (known, false) => known,
+                (Ok(known), true) => {
+                    state.root = Some(known.attr.clone());
+                    Ok(known)
+                }
+                (Err(e), true) if state.strict => Err(e),
+                (Err(e), true) => state.root.clone().ok_or(e).map(|attr| Known {
+                    attr,
+                    ttl: Duration::ZERO,
+                }),
+            };
+            drop(state);
+            reply(known.map_err(|e| ops.errno_to_retry(pid, e)));
+        });
+    }
+
+    pub fn setattr(
+        &self,
+        Caller { cred, pid }: Caller,
+        ino: InodeNo,
+        fh: Option<Fh>,
+        mut set: SetAttr,
+        reply: Reply<Known>,
+    ) {
+        let gives_away = set.uid.is_some() || set.gid.is_some();
+        set.kill_priv = gives_away || (set.size.is_some() && cred.uid != 0);
+        if set.size.is_some_and(|size| size > FILE_MAX) {
+            return reply(Err(Errno::EFBIG));
+        }
+        let set_size = set.size.is_some();
+        let range = if set_size { 0..u64::MAX } else { 0..0 };
+        let op = FsOp::Setattr { ino, set };
+        let mut state = lock(&self.state);
+        if set_size && fh.is_some_and(|fh| state.handles.is_lost(fh)) {
+            drop(state);
+            return reply(Err(Errno::EIO));
+        }
+        if let Some(e) = state.refuse(&self.mount, &op) {
+            drop(state);
+            return reply(Err(errno(e)));
+        }
+        let reply = Some(reply);
+        let then = Then::Setattr(Box::new(Setting {
+            ino,
+            pid,
+            fh,
+            reply,
+        }));
+        let id = self.register(&mut state, self.deadline(), &op, then);
+        let inode = state.inodes.get_or_new(ino);
+        inode.clear(set_size);
+        inode.busy().pending.begin(id, range);
+        drop(state);
+        self.control.send(&FusedToRaftd::Req { id, cred, op });
+    }
+
+    /// A SETATTR is applied, or never will be.
+    pub(super) fn set(&self, setting: Setting, answer: Answer<'_>) {
+        let ino = setting.ino;
+        let mut state = lock(&self.state);
+        let mut ready = Vec::new();
+        if let Some(busy) = state.inodes.if_busy(ino) {
+            ready = busy.pending.end(answer.id);
+        }
+        let attr = match answer.result {
+            Ok(rep) => attr_of(rep),
+            Err(e) => {
+                if e == FsError::Stale {
+                    state.retries.begin(setting.pid, Instant::now());
+                }
+                return self.change_failed(
+                    state,
+                    ino,
+                    setting.fh,
+                    e,
+                    setting.reply.map(errno_to),
+                    ready,
+                );
+            }
+        };
+        if let Some(inode) = state.inodes.get(ino) {
+            inode.version = Some(attr.data_version);
+        }
+        state.changed(ino, None, answer.index);
+        let known = state.known(attr, answer.index);
+        state.inodes.tidy(ino);
+        drop(state);
+        ready.into_iter().for_each(|wake| wake(self));
+        if let Some(reply) = setting.reply {
+            reply(Ok(known));
+        }
+    }
+
+    pub fn readlink(&self, cred: Cred, ino: InodeNo, reply: DataReply) {
+        let accessed = lock(&self.state).take_access(&self.mount, ino);
+        if accessed {
+            self.accessed(ino);
+        }
+        self.ask(cred, FsOp::Readlink { ino }, |_, answer| {
+            match answer.result {
+                Ok(FsRep::Target(target)) => reply(Ok(&target)),
+                Ok(_) => unexpected(),
+                Err(e) => reply(Err(errno(e))),
+            }
+        });
+    }
+
+    pub fn statfs(&self, cred: Cred, reply: Reply<Statfs>) {
+        let cached = lock(&self.state).statfs.is_some();
+        let deadline = self.brief_deadline(cached);
+        self.ask_by(deadline, cred, FsOp::Statfs, |ops, answer| {
+            let mut state = lock(&ops.state);
+            let statfs = match answer.result {
+                Ok(FsRep::Statfs(statfs)) => Ok(*state.statfs.insert(statfs)),
+                Ok(_) => unexpected(),
+                Err(e) => state.statfs.ok_or(e),
+            };
+            drop(state);
+            reply(statfs.map_err(errno));
+        });
+    }
+}
