@@ -63,8 +63,10 @@
 #![forbid(unsafe_code)]
 
 use crate::cache::{EntryWork, Keeper};
+use crate::ops::contents::{At, Opening, Write};
 use crate::ops::locks::Wanted;
-use crate::ops::{At, Caller, DataReply, Entry, Known, Listed, Opening, Ops, Reply, Write};
+use crate::ops::names::{Entry, Listed};
+use crate::ops::{Caller, DataReply, Known, Ops, Reply};
 use crate::spawn;
 use common::fs::{
     Attr, Cookie, Cred, Fh, InodeNo, SetAttr, SetTime, Time, BLOCK, IO_MAX, NAME_MAX, S_IFDIR,
@@ -81,7 +83,7 @@ use fuser::{
 };
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, IoSlice, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -110,6 +112,12 @@ const NOTIFY_INVAL_INODE: i32 = 2;
 const NOTIFY_INVAL_ENTRY: i32 = 3;
 const NOTIFY_INC_EPOCH: i32 = 8;
 const OUT_HEADER: usize = 16;
+
+/// The kernel wants room for the longest WRITE, and FUSE_MIN_READ_BUFFER.
+const READ_MIN: usize = 8192;
+/// The end of a mount is a matter of microseconds.
+const END_TRIES: u32 = 100;
+const END_POLL: Duration = Duration::from_millis(1);
 
 struct Device {
     ops: Arc<Ops>,
@@ -146,7 +154,25 @@ pub fn open(device: OwnedFd, ops: &Arc<Ops>) -> io::Result<impl FnOnce() -> io::
     if ops.keeper() == Keeper::Kernel {
         start_notifying(ops, &raw);
     }
-    Ok(move || session.run())
+    Ok(move || match session.run() {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionAborted && is_unmounted(&raw) => Ok(()),
+        ended => ended,
+    })
+}
+
+/// Whether the mount has ended well, though a reader was told otherwise: that
+/// is what Linux says of a request that it was handing over at that moment,
+/// and for all that are left.  Of a connection that was aborted it says so
+/// every time.
+fn is_unmounted(mut device: &File) -> bool {
+    let mut request = vec![0; IO_MAX + READ_MIN];
+    (0..END_TRIES).any(|_| match device.read(&mut request) {
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => true,
+        _ => {
+            std::thread::sleep(END_POLL);
+            false
+        }
+    })
 }
 
 fn cred(req: &Request) -> Cred {
