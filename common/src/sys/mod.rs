@@ -21,7 +21,7 @@
 //! | file                       | what differs                               |
 //! | -------------------------- | ------------------------------------------ |
 //! | fused/src/device.rs        | how many threads may read the device       |
-//! | raftd/src/fused/request.rs | whether the kernel judges ownership        |
+//! | raftd/src/fused/change.rs  | whether the kernel judges ownership        |
 //! | regress/dfsd/dir.rs        | the option of umount(8)                    |
 //! | regress/fused/posix.rs     | calls that Linux alone has                 |
 //! | regress/imsg/proc.rs       | what can be seen of another process        |

@@ -20,8 +20,11 @@
 //! ever told of the inode, since it cannot cache what it does not know.
 
 mod accessed;
+mod change;
 mod lane;
 mod lock;
+mod look;
+mod open;
 mod request;
 mod seek;
 
@@ -35,6 +38,7 @@ use crate::store::state_machine::Applied;
 use crate::store::Store;
 use accessed::Accesses;
 use bytes::Bytes;
+use change::TreeChange;
 use common::conf::{Mount, MountId};
 use common::ctl::{CtlMount, MountState};
 use common::fs::{Attr, FsError, InodeNo, ReqId, SetAttr, SetTime, Time};
@@ -42,7 +46,6 @@ use common::imsg::{Imsg, ImsgError};
 use common::msg::{FsRep, FusedToRaftd, Lane as LaneKind, RaftdToFused};
 use common::{log_info, log_warnx};
 use lane::Lane;
-use request::TreeChange;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
