@@ -959,6 +959,71 @@ fn full_disk_stops_apply_until_there_is_room() {
     drop(node);
 }
 
+/// What a file had reserved, and has given back, others have since: a replay
+/// must not stand still for it.
+#[test]
+fn replay_reserves_what_there_is() {
+    const MIB: u64 = 1 << 20;
+    let dir = Dir::new();
+    drop(open(&dir.0).unwrap());
+    let data = dir.0.join("data");
+    for sub in 0..256 {
+        fs::remove_dir(data.join(format!("{sub:02x}"))).unwrap();
+    }
+    let Some(_tmpfs) = Tmpfs::mount(data.clone(), "16m") else {
+        eprintln!("SKIPPED: cannot mount a tmpfs");
+        return;
+    };
+    Data::create(&data).unwrap();
+    let mut node = Node::open(&dir.0);
+    node.run(head());
+    let (f, g) = (node.create("f"), node.create("g"));
+    let reserve = |ino, len| Op::Fallocate {
+        ino,
+        what: Fallocate {
+            how: FallocateHow::Reserve,
+            offset: 0,
+            len,
+            keep_size: false,
+            kill_priv: false,
+        },
+    };
+    let size = |ino, size| Op::Setattr {
+        ino,
+        set: SetAttr {
+            size: Some(size),
+            ..SetAttr::default()
+        },
+        check: Check::Kernel,
+    };
+    node.op(write(f, WriteAt::End), &[1; 5000]).unwrap();
+    node.checkpoint();
+    node.op(reserve(f, 10 * MIB), b"").unwrap();
+    node.op(size(f, 100), b"").unwrap();
+    node.op(reserve(g, 10 * MIB), b"").unwrap();
+    node.op(write(g, WriteAt::Offset(9 * MIB)), &[2; 5000])
+        .unwrap();
+    let applied = node.applied();
+    let on_disk = || {
+        use std::os::unix::fs::MetadataExt;
+        let path = data.join(format!("{:02x}/{:x}", g.0 & 0xff, g.0));
+        fs::metadata(path).unwrap().blocks() * 512
+    };
+    assert_eq!(on_disk(), 10 * MIB);
+    drop(node);
+
+    let mut node = Node::open(&dir.0);
+    assert_eq!(node.applied(), applied);
+    assert_eq!(node.store.alarm(), None);
+    assert_eq!(on_disk(), 10 * MIB);
+    assert!(node.read(f) == [1; 100]);
+    let g = node.read(g);
+    let (zeros, written) = g.split_at(9 * MIB as usize);
+    assert!(zeros.iter().all(|b| *b == 0));
+    assert_eq!(written[..5000], [2; 5000]);
+    assert_eq!(g.len() as u64, 10 * MIB);
+}
+
 #[test]
 fn full_disk_holds_up_a_checkpoint() {
     let dir = Dir::new();
