@@ -180,6 +180,8 @@ impl Changes {
 /// it has looked the inode up again.
 struct Lost {
     index: u64,
+    /// The last of them, of an inode's.
+    name: Option<(InodeNo, Vec<u8>)>,
     /// Notifications under way.
     untold: u32,
     /// The first request after the last of them.
@@ -193,15 +195,35 @@ struct Lost {
 pub struct LostNames(HashMap<Option<InodeNo>, Lost>);
 
 impl LostNames {
-    pub fn lost(&mut self, ino: Option<InodeNo>, index: u64) {
+    pub fn lost(&mut self, ino: InodeNo, (parent, name): (InodeNo, &[u8]), index: u64) {
+        self.add(Some(ino), index).name = Some((parent, name.to_vec()));
+    }
+
+    pub fn lost_all(&mut self, index: u64) {
+        self.add(None, index);
+    }
+
+    fn add(&mut self, ino: Option<InodeNo>, index: u64) -> &mut Lost {
         let lost = self.0.entry(ino).or_insert(Lost {
             index,
+            name: None,
             untold: 0,
             next: ReqId(0),
             held: Vec::new(),
         });
         lost.untold += 1;
         lost.index = lost.index.max(index);
+        lost
+    }
+
+    /// Whether any name may be one that its inode has lost.
+    pub fn has_lost_all(&self) -> bool {
+        self.0.contains_key(&None)
+    }
+
+    /// The last name that the inode has lost.
+    pub fn name_of(&self, ino: InodeNo) -> Option<(InodeNo, Vec<u8>)> {
+        self.0.get(&Some(ino))?.name.clone()
     }
 
     /// The kernel is told, as of `index`, that some name means the inode.
@@ -247,12 +269,6 @@ impl LostNames {
             let sent = |l: &Lost| !all || l.untold > 0 || open < l.next;
             lost.is_some_and(|l| index >= l.index && sent(l))
         })
-    }
-
-    /// Whether the kernel may still have a name that the inode has lost.
-    pub fn is_untold(&self, ino: InodeNo) -> bool {
-        let mut lost = [Some(ino), None].into_iter().filter_map(|k| self.0.get(&k));
-        lost.any(|lost| lost.untold > 0)
     }
 
     /// Keeps the answer until the kernel has dropped the names; false if it
@@ -648,7 +664,8 @@ mod tests {
     fn opens_by_a_lost_name() {
         let mut lost = LostNames::default();
         assert!(!lost.is_stale(A, ReqId(1), 100));
-        lost.lost(Some(A), 10);
+        lost.lost(A, (B, b"x"), 10);
+        assert_eq!(lost.name_of(A), Some((B, b"x".to_vec())));
         assert!(!lost.is_stale(A, ReqId(5), 9), "before it lost the name");
         assert!(lost.is_stale(A, ReqId(5), 10));
         assert!(!lost.is_stale(B, ReqId(5), 10));
@@ -662,12 +679,16 @@ mod tests {
         assert!(lost.is_stale(A, ReqId(8), 10), "by what was so before");
         lost.looked_up(A, 10);
         assert!(!lost.is_stale(A, ReqId(8), 10));
-        lost.lost(Some(A), 12);
+        lost.lost(A, (B, b"y"), 12);
+        assert_eq!(lost.name_of(A), Some((B, b"y".to_vec())));
         lost.looked_up(A, 12);
         assert!(lost.is_stale(A, ReqId(8), 12), "still to be told");
         lost.forgotten(A);
         assert!(lost.0.is_empty());
-        lost.lost(None, 20);
+        assert_eq!(lost.name_of(A), None);
+        assert!(!lost.has_lost_all());
+        lost.lost_all(20);
+        assert!(lost.has_lost_all());
         assert!(lost.is_stale(B, ReqId(8), 20));
     }
 }

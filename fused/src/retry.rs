@@ -60,6 +60,12 @@ impl Retries {
         }
     }
 
+    /// The thread is told ESTALE by a LOOKUP: its call goes by a name.
+    pub fn begin_looking(&mut self, pid: u32, now: Instant) {
+        self.begin(pid, now);
+        self.looks(pid, now);
+    }
+
     /// The thread looks a name up; true if it tries a call again.
     pub fn looks(&mut self, pid: u32, now: Instant) -> bool {
         match self.0.get_mut(&pid).filter(|retry| retry.until > now) {
@@ -133,7 +139,8 @@ mod tests {
         );
         retries.let_go(1, ino, now + RETRY);
         assert!(retries.0.is_empty());
-        retries.begin(1, now);
+        retries.begin_looking(1, now);
+        assert!(!retries.may_open(1, ino, now), "found by no LOOKUP");
         retries.end(1);
         assert!(!retries.may_open(1, ino, now) && !retries.looks(1, now));
         retries.let_go(1, ino, now);

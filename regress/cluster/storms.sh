@@ -127,6 +127,28 @@ def replacer(i):
     return True
 processes(6, replacer)
 
+# --- a directory that is made anew has what is in it, at once
+for path in ("anew", "anew/d"):
+    os.mkdir(f"{A}/{path}")
+everywhere("anew", "d")
+put(f"{B}/anew/d/f.0", b"")
+for k in range(OPS // 2):
+    for mount in (A, C):
+        os.stat(f"{mount}/anew/d")
+    os.unlink(f"{B}/anew/d/f.{k}")
+    if k % 2:
+        os.rmdir(f"{B}/anew/d")
+        os.mkdir(f"{B}/anew/d")
+        put(f"{B}/anew/d/f.{k + 1}", b"")
+    else:
+        os.mkdir(f"{B}/anew/e")
+        put(f"{B}/anew/e/f.{k + 1}", b"")
+        os.rename(f"{B}/anew/e", f"{B}/anew/d")
+    for mount in (A, C):
+        os.stat(f"{mount}/anew/d/f.{k + 1}")
+        os.mkdir(f"{mount}/anew/d/{MOUNTS.index(mount)}")
+        os.rmdir(f"{B}/anew/d/{MOUNTS.index(mount)}")
+
 # --- a directory removed and made again by the others is there, or is not
 os.mkdir(f"{A}/again")
 everywhere("again")

@@ -219,8 +219,8 @@ impl Ops {
             return self.stale_name(parent, name, lost);
         }
         let lost = lost.filter(|ino| known && state.inodes.is_known(*ino));
-        if lost.is_some() {
-            state.lost.lost(lost, index);
+        if let Some(ino) = lost {
+            state.lost.lost(ino, (parent, name), index);
         }
         drop(state);
         if known {
@@ -236,7 +236,7 @@ impl Ops {
             state.inodes.clear_all(true);
             return;
         }
-        state.lost.lost(None, index);
+        state.lost.lost_all(index);
         let (known, listed) = state.inodes.known();
         drop(state);
         self.invalidations.everything(&known, &listed);

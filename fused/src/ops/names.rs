@@ -125,24 +125,80 @@ impl Ops {
                     }
                     reply(Ok(entry));
                 }
-                Err(e) => {
-                    let mut state = lock(&ops.state);
-                    let e = match e {
-                        // Whoever comes here without its name did so before it
-                        // was removed, or works in it.
-                        FsError::Stale if !state.lost.is_untold(parent) => FsError::NotFound,
-                        e => e,
-                    };
-                    match e {
-                        FsError::NotFound => state.remember(parent, &name, None, index),
-                        FsError::Stale => state.retries.begin(caller.pid, Instant::now()),
-                        _ => {}
-                    }
-                    drop(state);
-                    reply(Err(lookup_errno(keeper, e)));
+                Err(FsError::Stale) if keeper == Keeper::Kernel => {
+                    ops.ask_last_name(caller, (parent, name), tries, reply);
                 }
+                Err(e) => ops.not_found(caller, (parent, &name), e, index, reply),
             }
         });
+    }
+
+    /// The directory is gone, and the kernel came there by a name that it has
+    /// lost, maybe long before the call.  ESTALE makes the kernel look again,
+    /// but not for mkdir(2) and others, which fail with it.  So it is only for
+    /// what is there by that name now: else there was no such name, or the
+    /// program works in what was removed.
+    fn ask_last_name(
+        &self,
+        caller: Caller,
+        (parent, name): (InodeNo, Vec<u8>),
+        tries: u32,
+        reply: Reply<Entry>,
+    ) {
+        let state = lock(&self.state);
+        let (lost, all) = (state.lost.name_of(parent), state.lost.has_lost_all());
+        drop(state);
+        let Some((dir, last)) = lost else {
+            // Removed by this mount, whose kernel knows that.
+            let e = match all {
+                true => FsError::Stale,
+                false => FsError::NotFound,
+            };
+            return self.not_found(caller, (parent, &name), e, 0, reply);
+        };
+        let op = FsOp::Lookup {
+            parent: dir,
+            name: last,
+        };
+        self.ask(caller.cred, op, move |ops, answer| {
+            let found = match answer.result.map(attr_of) {
+                Ok(attr) => attr.ino,
+                Err(e) => return ops.not_found(caller, (parent, &name), e, 0, reply),
+            };
+            let op = FsOp::Lookup {
+                parent: found,
+                name: name.clone(),
+            };
+            ops.ask(caller.cred, op, move |ops, answer| match answer.result {
+                // That is gone as well.
+                Err(FsError::Stale) if tries > 0 => {
+                    ops.ask_last_name(caller, (parent, name), tries - 1, reply);
+                }
+                result => {
+                    let e = result.err().unwrap_or(FsError::Stale);
+                    ops.not_found(caller, (parent, &name), e, 0, reply);
+                }
+            });
+        });
+    }
+
+    fn not_found(
+        &self,
+        caller: Caller,
+        (parent, name): (InodeNo, &[u8]),
+        e: FsError,
+        index: u64,
+        reply: Reply<Entry>,
+    ) {
+        let mut state = lock(&self.state);
+        match e {
+            FsError::NotFound => state.remember(parent, name, None, index),
+            FsError::Stale => state.retries.begin_looking(caller.pid, Instant::now()),
+            _ => {}
+        }
+        let keeper = state.keeper;
+        drop(state);
+        reply(Err(lookup_errno(keeper, e)));
     }
 
     /// Keeps what a LOOKUP of the thread holds, until it has had its try.
@@ -182,6 +238,7 @@ impl Ops {
         self.ask(cred, op, move |ops, answer| match answer.result {
             Ok(rep) => {
                 let entry = ops.made(&done, parent, &name, attr_of(rep), answer.index);
+                lock(&ops.state).retries.end(pid);
                 reply(Ok(entry));
             }
             Err(e) => reply(Err(ops.errno_to_retry(pid, e))),
@@ -486,7 +543,9 @@ impl Ops {
         let done = op.clone();
         self.ask(cred, op, move |ops, answer| {
             if answer.result.is_ok() {
-                lock(&ops.state).tree_changed(&done, answer.index);
+                let mut state = lock(&ops.state);
+                state.tree_changed(&done, answer.index);
+                state.retries.end(pid);
             }
             let result = answer.result.map(drop);
             reply(result.map_err(|e| ops.errno_to_retry(pid, e)));

@@ -20,18 +20,32 @@ use super::request::{begin, fs_error, Answer};
 use super::Fused;
 use crate::fs::inode::Contents;
 use crate::fs::{dirent, inode, space, xattr};
+use crate::store::meta::View;
+use crate::store::state_machine::last_applied;
 use bytes::Bytes;
 use common::fatal;
 use common::fs::{Attr, Cookie, FsError, InodeNo, ReqId, IO_MAX};
 use common::msg::{FsOp, FsRep};
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::time::timeout_at;
 
 /// Bytes that ride behind their reply.
 fn data(bytes: Bytes, bulk: &mut Bytes) -> FsRep {
     let len = bytes.len() as u32;
     *bulk = bytes;
     FsRep::Data { len }
+}
+
+/// What the name means.  Stale if the directory is removed, in which nothing is:
+/// its own name may mean another one by now.
+pub(super) fn lookup(v: &View<'_>, dir: InodeNo, name: &[u8]) -> Result<Attr, FsError> {
+    let found = dirent::lookup(v, dir, name).map_err(fs_error);
+    let is_removed = || inode::getattr(v, dir).is_ok_and(|attr| attr.nlink == 0);
+    match found {
+        Err(FsError::NotFound) if is_removed() => Err(FsError::Stale),
+        found => found,
+    }
 }
 
 impl Fused {
@@ -96,7 +110,9 @@ impl Fused {
         let mut bulk = Bytes::new();
         let answer = match &op {
             FsOp::Lookup { parent, name } => match self.lookup(*parent, name) {
-                Err(FsError::NotFound) => return self.look_again(id, op, deadline),
+                Err(FsError::NotFound | FsError::Stale) => {
+                    return self.look_again(id, op, deadline);
+                }
                 found => found,
             },
             FsOp::Getattr { ino } => self.getattr(*ino).map(FsRep::Attr),
@@ -130,12 +146,34 @@ impl Fused {
             let waited = fused.pass_barrier(deadline).await;
             let index = fused.applied();
             let answer = match (waited, &op) {
-                (Ok(()), FsOp::Lookup { parent, name }) => fused.lookup(*parent, name),
+                (Ok(()), FsOp::Lookup { parent, name }) => {
+                    let found = fused.lookup(*parent, name);
+                    fused.told_if_stale(found, deadline).await
+                }
                 (Ok(()), _) => Err(FsError::Unsupported),
                 (Err(e), _) => Err(e),
             };
             fused.reply(id, index, answer);
         });
+    }
+
+    /// That a directory is gone the mount hears after which name it has lost.
+    pub(super) async fn told_if_stale(&self, found: Answer, deadline: Instant) -> Answer {
+        if !matches!(found, Err(FsError::Stale)) {
+            return found;
+        }
+        let seen = last_applied(&self.mounts.store.meta().read());
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(e) => fatal!(e, "store"),
+        };
+        let mut applied = self.mounts.applied.clone();
+        let told = applied.wait_for(|applied| *applied >= seen);
+        let in_time = timeout_at(deadline.into(), told).await.is_ok();
+        match in_time {
+            true => found,
+            false => Err(FsError::TimedOut),
+        }
     }
 
     fn lookup(&self, parent: InodeNo, name: &[u8]) -> Answer {
@@ -147,7 +185,7 @@ impl Fused {
         let parent = self.real(parent)?;
         let attr = {
             let reader = self.mounts.store.meta().read();
-            dirent::lookup(&reader, parent, name).map_err(fs_error)?
+            lookup(&reader, parent, name)?
         };
         let attr = self.show_attr(attr);
         Ok(FsRep::Entry {

@@ -15,10 +15,11 @@
 //! What a mount holds open: OPEN and the names that are held, and their end.
 //! raftd only.
 
+use super::look::lookup;
 use super::request::{fs_error, Answer};
 use super::{locked, Fused};
+use crate::fs::inode;
 use crate::fs::inode::Contents;
-use crate::fs::{dirent, inode};
 use bytes::Bytes;
 use common::fs::{Attr, FsError, InodeNo, ReqId};
 use common::msg::{FsOp, FsRep};
@@ -40,7 +41,10 @@ impl Fused {
                 // Before the state is read: it may be newer, never older.
                 let index = self.applied();
                 let found = match passed {
-                    Ok(()) => self.lookup_hold(parent, &name, deadline).await,
+                    Ok(()) => {
+                        let found = self.lookup_hold(parent, &name, deadline).await;
+                        self.told_if_stale(found, deadline).await
+                    }
                     Err(e) => Err(e),
                 };
                 return self.reply(id, index, found);
@@ -61,9 +65,7 @@ impl Fused {
         let parent = self.real(parent)?;
         for _ in 0..HOLD_TRIES {
             let meta = self.mounts.store.meta();
-            let ino = dirent::lookup(&meta.read(), parent, name)
-                .map_err(fs_error)?
-                .ino;
+            let ino = lookup(&meta.read(), parent, name)?.ino;
             let others = self.opened(ino);
             match self.getattr_real(ino) {
                 Ok(attr) if attr.nlink > 0 || others => {}
@@ -88,7 +90,7 @@ impl Fused {
             let created = false;
             return found.map(|attr| FsRep::Entry { attr, created });
         }
-        Err(FsError::Stale)
+        Err(FsError::TimedOut)
     }
 
     /// OPEN names an inode: after the barrier it must still be what some name

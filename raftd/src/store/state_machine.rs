@@ -34,7 +34,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::meta::{self, MetaError, Writer};
+use super::meta::{self, MetaError, View, Writer};
 use super::Store;
 use crate::fs::inode::inode_key;
 use crate::fs::op::{Command, Op, Origin};
@@ -84,6 +84,12 @@ pub type Sink = Box<dyn Fn(Applied) + Send + Sync>;
 pub struct Position {
     pub last_applied: Option<LogId>,
     pub membership: StoredMembership,
+}
+
+/// The index as of which this is the state.
+pub fn last_applied(v: &View<'_>) -> Result<u64, MetaError> {
+    let id: Option<LogId> = v.load(meta::LAST_APPLIED, "last applied")?;
+    Ok(id.map_or(0, |id| id.index))
 }
 
 impl Position {
@@ -208,10 +214,11 @@ impl StateMachine {
     /// there.
     fn metadata(&self, log_id: LogId, cmd: &Command) -> (Verdict, Effects, Option<Record>) {
         // A terabyte has a million extents.
-        let long = matches!(
-            cmd.op,
-            Op::Setattr { .. } | Op::Fallocate { .. } | Op::Release { .. }
-        );
+        let long = match &cmd.op {
+            Op::Setattr { set, .. } => set.size.is_some(),
+            Op::Fallocate { .. } | Op::Release { .. } | Op::OpenSession { .. } => true,
+            _ => false,
+        };
         match blocking(long, || self.try_metadata(log_id, cmd)) {
             Ok(done) => done,
             // Half an entry may be in the overlay; only a new start gets rid
