@@ -162,8 +162,7 @@ pub fn open(device: OwnedFd, ops: &Arc<Ops>) -> io::Result<impl FnOnce() -> io::
 
 /// Whether the mount has ended well, though a reader was told otherwise: that
 /// is what Linux says of a request that it was handing over at that moment,
-/// and for all that are left.  Of a connection that was aborted it says so
-/// every time.
+/// and for all that are left.
 fn is_unmounted(mut device: &File) -> bool {
     let mut request = vec![0; IO_MAX + READ_MIN];
     (0..END_TRIES).any(|_| match device.read(&mut request) {

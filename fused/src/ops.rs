@@ -579,10 +579,7 @@ impl Ops {
             then(self, Ok(()));
         }
     }
-}
 
-/// What the kernel asks for.
-impl Ops {
     /// An error for a call that the kernel tries again if it is ESTALE.
     fn errno_to_retry(&self, pid: u32, e: FsError) -> Errno {
         if e == FsError::Stale {
@@ -591,9 +588,6 @@ impl Ops {
         errno(e)
     }
 }
-
-/// What raftd says.
-impl Ops {}
 
 /// What the threads that notify the kernel ask and tell.
 impl Ops {

@@ -528,6 +528,14 @@ fn role(state: ServerState) -> Role {
     }
 }
 
+/// Whether the log knows what this node's disk can hold.
+fn has_room(me: &Identity) -> bool {
+    match space::has_reported(&me.store.meta().read(), me.node) {
+        Ok(reported) => reported,
+        Err(e) => fatal!(e, "store"),
+    }
+}
+
 /// Finds out, again and again, whether a quorum answers, and so keeps the
 /// lease.  The first time that one does, this node has applied all that was
 /// acknowledged before it started, by itself or by others: it has recovered.
@@ -550,9 +558,8 @@ async fn probe(
             last = Instant::now();
             lease.renewed(sent);
             age.passed(asked.unwrap_or_default());
-            let me = &peers.me;
-            let has_room = space::has_reported(&me.store.meta().read(), me.node);
-            if has_room.unwrap_or(false) && !recovered.send_replace(true) {
+            if !*recovered.borrow() && has_room(&peers.me) {
+                recovered.send_replace(true);
                 log_info!("recovered");
             }
         }

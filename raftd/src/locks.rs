@@ -64,6 +64,7 @@ struct Mount {
 struct Asked {
     mount: u64,
     req: ReqId,
+    cancelled: bool,
     done: Done,
 }
 
@@ -165,7 +166,15 @@ impl Locks {
         entry.used.store(true, Ordering::Relaxed);
         table.last += 1;
         let id = table.last;
-        table.asked.insert(id, Asked { mount, req, done });
+        table.asked.insert(
+            id,
+            Asked {
+                mount,
+                req,
+                cancelled: false,
+                done,
+            },
+        );
         let locks = self.clone();
         let resolved = move |index, outcome| locks.resolved(id, index, outcome);
         let op = Op::Lock {
@@ -231,12 +240,16 @@ impl Locks {
         self.cancel_at(ino, ticket).await
     }
 
-    /// The ticket of a request of that mount that waits.
-    pub fn ticket(&self, mount: u64, req: ReqId) -> Option<u64> {
-        let table = self.table();
-        let mut tickets = table.tickets.iter();
-        let is = |id: &u64| table.asked.get(id).map(|a| (a.mount, a.req)) == Some((mount, req));
-        tickets.find(|(_, id)| is(id)).map(|(ticket, _)| *ticket)
+    /// The ticket of a request of that mount that waits and shall not; once,
+    /// since no proposal is lost.
+    pub fn to_cancel(&self, mount: u64, req: ReqId) -> Option<u64> {
+        let mut table = self.table();
+        let Table { tickets, asked, .. } = &mut *table;
+        let is = |a: &Asked| (a.mount, a.req, a.cancelled) == (mount, req, false);
+        let mut tickets = tickets.iter();
+        let (ticket, id) = tickets.find(|(_, id)| asked.get(id).is_some_and(is))?;
+        asked.get_mut(id)?.cancelled = true;
+        Some(*ticket)
     }
 
     pub async fn cancel_at(&self, ino: InodeNo, ticket: u64) -> Result<(), FsError> {

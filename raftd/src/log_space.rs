@@ -84,7 +84,7 @@ pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
                 _ => {}
             }
         }
-        let interval = match told {
+        let interval = match proposer.session() {
             None => FIRST_INTERVAL,
             Some(_) => CAPACITY_INTERVAL,
         };

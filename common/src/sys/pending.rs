@@ -24,21 +24,42 @@ pub enum Processes {}
 
 #[cfg(not(target_os = "openbsd"))]
 impl Processes {
-    /// To be called as root, before chroot(2); None where there is no /proc, or
-    /// before Linux 5.2.
+    /// To be called as root, before chroot(2); None where there is no /proc of
+    /// the own processes, or before Linux 5.14.
     ///
     /// It is a mount of its own and nowhere, since a directory of the usual
-    /// tree would lead out of the new root.
+    /// tree would lead out of the new root; so would its links, and back to
+    /// files that were passed to be read only.
     pub fn open() -> Option<Processes> {
-        use std::os::fd::{FromRawFd, OwnedFd};
+        use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
         const OPEN_TREE_CLONE: libc::c_uint = 1;
+        // Read only, nosuid, nodev, noexec, nosymfollow.
+        const ATTRIBUTES: u64 = 1 | 2 | 4 | 8 | 0x20_0000;
+        let own = std::fs::read_link("/proc/self").ok()?;
+        if own.to_str() != Some(std::process::id().to_string().as_str()) {
+            return None;
+        }
         let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
         let proc = c"/proc".as_ptr();
         // SAFETY: the path is a C string, and nothing else is pointed to.
         let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, proc, flags) };
         let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
         // SAFETY: the kernel has just made it, for nobody else.
-        Some(Processes(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // struct mount_attr: set, clear, propagation, user namespace.
+        let attributes = [ATTRIBUTES, 0, 0, 0_u64];
+        // SAFETY: an empty C string, and a structure of the size that is said.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_EMPTY_PATH,
+                attributes.as_ptr(),
+                std::mem::size_of_val(&attributes),
+            )
+        };
+        (done == 0).then_some(Processes(fd))
     }
 
     /// Whether this thread would take a signal now; false if that cannot be
@@ -48,11 +69,12 @@ impl Processes {
         use nix::sys::stat::Mode;
         use std::io::Read;
         let path = format!("{thread}/status");
-        let mut text = String::new();
-        openat(&self.0, path.as_str(), OFlag::O_CLOEXEC, Mode::empty())
+        let mut text = Vec::new();
+        let read = openat(&self.0, path.as_str(), OFlag::O_CLOEXEC, Mode::empty())
             .map(std::fs::File::from)
-            .is_ok_and(|mut file| file.read_to_string(&mut text).is_ok())
-            && has_signal(&text)
+            .is_ok_and(|mut file| file.read_to_end(&mut text).is_ok());
+        // The thread's name may be any bytes.
+        read && has_signal(&String::from_utf8_lossy(&text))
     }
 }
 
@@ -121,14 +143,28 @@ mod tests {
     fn processes_and_nothing_else() {
         use nix::fcntl::{openat, OFlag};
         use nix::sys::stat::Mode;
+        use std::os::fd::AsRawFd;
         if !nix::unistd::geteuid().is_root() {
             return;
         }
-        let processes = Processes::open().unwrap();
+        let Some(processes) = Processes::open() else {
+            return;
+        };
         assert!(!processes.has_signal(std::process::id()));
         assert!(!processes.has_signal(0), "no such process");
-        let read = |path| openat(&processes.0, path, OFlag::O_RDONLY, Mode::empty());
-        assert!(read("self/status").is_ok());
+        let read = |path: &str| openat(&processes.0, path, OFlag::O_RDONLY, Mode::empty());
+        let own = |what: &str| read(&format!("{}/{what}", std::process::id()));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(own("status").is_ok());
+        assert!(own(&format!("fd/{}", file.as_raw_fd())).is_err());
+        assert!(own("root").is_err() && own("cwd").is_err());
+        let change = openat(
+            &processes.0,
+            "self/oom_score_adj",
+            OFlag::O_WRONLY,
+            Mode::empty(),
+        );
+        assert!(change.is_err());
         assert!(read("../etc/passwd").is_err(), "the way out");
         assert!(read("../../etc/passwd").is_err());
     }

@@ -13,7 +13,8 @@
 // OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
 
 //! Locks that a fused asks for.  A wait for one is the only request without a
-//! bound: it ends with the lock, with the mount or with the session's lease.
+//! bound: it ends with the lock, by a signal or dfsctl(8), with the mount or with
+//! the session's lease.
 
 use super::Fused;
 use crate::fs::lock::Wish;
@@ -48,8 +49,10 @@ impl Fused {
     /// Only one that is known to wait; until then fused tells again.
     pub(super) fn cancel_lock(&self, id: ReqId, ino: InodeNo) {
         let locks = self.mounts.locks.clone();
-        let ticket = locks.ticket(self.locker, id);
-        if let (Ok(ino), Some(ticket)) = (self.real(ino), ticket) {
+        let Ok(ino) = self.real(ino) else {
+            return;
+        };
+        if let Some(ticket) = locks.to_cancel(self.locker, id) {
             tokio::spawn(async move { locks.cancel_at(ino, ticket).await });
         }
     }

@@ -75,7 +75,8 @@ pub struct Mounts {
     pub barrier: Barrier,
     pub dirty: Dirty,
     /// True once this node has applied all that was in its log at the start
-    /// and committed: before that it would show the past.
+    /// and committed: before that it would show the past; and the log knows
+    /// the room of its disk.
     pub recovered: watch::Receiver<bool>,
     pub quorum: watch::Receiver<bool>,
     /// Highest index applied here.
