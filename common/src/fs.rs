@@ -135,6 +135,10 @@ impl Attr {
         self.mode & S_IFMT == S_IFDIR
     }
 
+    pub fn is_symlink(&self) -> bool {
+        self.mode & S_IFMT == S_IFLNK
+    }
+
     pub fn is_file(&self) -> bool {
         self.mode & S_IFMT == S_IFREG
     }

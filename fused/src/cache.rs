@@ -66,6 +66,9 @@ const NAMES_MAX: usize = 65536;
 /// More than so many changes are remembered as "everything".
 const CHANGES_MAX: usize = 65536;
 
+/// So many names are remembered that an inode has lost.
+const LOST_MAX: usize = 8;
+
 enum Key {
     Inode(InodeNo),
     Name(InodeNo, Vec<u8>),
@@ -181,7 +184,7 @@ impl Changes {
 struct Lost {
     index: u64,
     /// The last of them, of an inode's.
-    name: Option<(InodeNo, Vec<u8>)>,
+    names: Vec<(InodeNo, Vec<u8>)>,
     /// Notifications under way.
     untold: u32,
     /// The first request after the last of them.
@@ -196,7 +199,13 @@ pub struct LostNames(HashMap<Option<InodeNo>, Lost>);
 
 impl LostNames {
     pub fn lost(&mut self, ino: InodeNo, (parent, name): (InodeNo, &[u8]), index: u64) {
-        self.add(Some(ino), index).name = Some((parent, name.to_vec()));
+        let names = &mut self.add(Some(ino), index).names;
+        let name = (parent, name.to_vec());
+        names.retain(|known| *known != name);
+        if names.len() >= LOST_MAX {
+            names.remove(0);
+        }
+        names.push(name);
     }
 
     pub fn lost_all(&mut self, index: u64) {
@@ -206,7 +215,7 @@ impl LostNames {
     fn add(&mut self, ino: Option<InodeNo>, index: u64) -> &mut Lost {
         let lost = self.0.entry(ino).or_insert(Lost {
             index,
-            name: None,
+            names: Vec::new(),
             untold: 0,
             next: ReqId(0),
             held: Vec::new(),
@@ -221,9 +230,10 @@ impl LostNames {
         self.0.contains_key(&None)
     }
 
-    /// The last name that the inode has lost.
-    pub fn name_of(&self, ino: InodeNo) -> Option<(InodeNo, Vec<u8>)> {
-        self.0.get(&Some(ino))?.name.clone()
+    /// The names that the inode has lost.
+    pub fn names_of(&self, ino: InodeNo) -> Vec<(InodeNo, Vec<u8>)> {
+        let lost = self.0.get(&Some(ino));
+        lost.map_or(Vec::new(), |lost| lost.names.clone())
     }
 
     /// The kernel is told, as of `index`, that some name means the inode.
@@ -665,7 +675,7 @@ mod tests {
         let mut lost = LostNames::default();
         assert!(!lost.is_stale(A, ReqId(1), 100));
         lost.lost(A, (B, b"x"), 10);
-        assert_eq!(lost.name_of(A), Some((B, b"x".to_vec())));
+        assert_eq!(lost.names_of(A), [(B, b"x".to_vec())]);
         assert!(!lost.is_stale(A, ReqId(5), 9), "before it lost the name");
         assert!(lost.is_stale(A, ReqId(5), 10));
         assert!(!lost.is_stale(B, ReqId(5), 10));
@@ -680,12 +690,12 @@ mod tests {
         lost.looked_up(A, 10);
         assert!(!lost.is_stale(A, ReqId(8), 10));
         lost.lost(A, (B, b"y"), 12);
-        assert_eq!(lost.name_of(A), Some((B, b"y".to_vec())));
+        assert_eq!(lost.names_of(A), [(B, b"y".to_vec())]);
         lost.looked_up(A, 12);
         assert!(lost.is_stale(A, ReqId(8), 12), "still to be told");
         lost.forgotten(A);
         assert!(lost.0.is_empty());
-        assert_eq!(lost.name_of(A), None);
+        assert!(lost.names_of(A).is_empty());
         assert!(!lost.has_lost_all());
         lost.lost_all(20);
         assert!(lost.has_lost_all());

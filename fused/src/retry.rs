@@ -37,6 +37,8 @@ struct Retry {
     /// The call has looked a name up since.
     looked: bool,
     held: Vec<InodeNo>,
+    /// Directories in which its call failed.
+    failed: Vec<InodeNo>,
 }
 
 /// By the number of the thread, as the kernel tells it.
@@ -54,16 +56,46 @@ impl Retries {
                 until: now,
                 looked: false,
                 held: Vec::new(),
+                failed: Vec::new(),
             });
             retry.until = now + RETRY;
             retry.looked = false;
         }
     }
 
-    /// The thread is told ESTALE by a LOOKUP: its call goes by a name.
-    pub fn begin_looking(&mut self, pid: u32, now: Instant) {
+    /// The thread is told ESTALE by a LOOKUP in this directory.
+    pub fn begin_looking(&mut self, pid: u32, dir: InodeNo, now: Instant) {
         self.begin(pid, now);
         self.looks(pid, now);
+        if let Some(retry) = self.0.get_mut(&pid) {
+            retry.failed = vec![dir];
+        }
+    }
+
+    /// Whether the call comes to this directory again, so not by a name.
+    pub fn has_failed_in(&self, pid: u32, dir: InodeNo, now: Instant) -> bool {
+        let retry = self.0.get(&pid).filter(|retry| retry.until > now);
+        retry.is_some_and(|retry| retry.failed.contains(&dir))
+    }
+
+    /// A call for names in these directories has failed because one is gone.
+    /// True if it shall be tried again; not if that was found by this call, or
+    /// is where the program works.
+    pub fn begin_in(&mut self, pid: u32, dirs: &[InodeNo], now: Instant) -> bool {
+        let retry = self.0.get(&pid).filter(|retry| retry.until > now);
+        let is_known = |retry: &Retry| {
+            let mut known = retry.held.iter().chain(&retry.failed);
+            known.any(|dir| dirs.contains(dir))
+        };
+        if retry.is_some_and(is_known) {
+            self.end(pid);
+            return false;
+        }
+        self.begin(pid, now);
+        if let Some(retry) = self.0.get_mut(&pid) {
+            retry.failed = dirs.to_vec();
+        }
+        true
     }
 
     /// The thread looks a name up; true if it tries a call again.
@@ -115,6 +147,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_in_directories_that_are_gone() {
+        let mut retries = Retries::default();
+        let (now, a, b) = (Instant::now(), InodeNo(7), InodeNo(8));
+        assert!(retries.begin_in(1, &[a], now), "maybe by an old name");
+        assert!(!retries.begin_in(1, &[a], now), "it works in there");
+        assert!(retries.begin_in(1, &[a], now), "another call");
+        retries.held(1, b);
+        assert!(!retries.begin_in(1, &[b, a], now), "found by the call");
+        assert!(retries.begin_in(1, &[a], now));
+        assert!(retries.begin_in(1, &[b], now), "found by an old name again");
+        assert!(retries.begin_in(1, &[b], now + RETRY));
+        assert!(retries.begin_in(0, &[a], now) && retries.begin_in(0, &[a], now));
+    }
+
+    #[test]
     fn a_thread_tries_again() {
         let mut retries = Retries::default();
         let (now, ino) = (Instant::now(), InodeNo(7));
@@ -139,7 +186,8 @@ mod tests {
         );
         retries.let_go(1, ino, now + RETRY);
         assert!(retries.0.is_empty());
-        retries.begin_looking(1, now);
+        retries.begin_looking(1, InodeNo(9), now);
+        assert!(retries.has_failed_in(1, InodeNo(9), now) && !retries.has_failed_in(1, ino, now));
         assert!(!retries.may_open(1, ino, now), "found by no LOOKUP");
         retries.end(1);
         assert!(!retries.may_open(1, ino, now) && !retries.looks(1, now));

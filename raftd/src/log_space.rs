@@ -67,7 +67,8 @@ async fn propose(proposer: &Proposer, op: Op, limit: Duration) {
 pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
     let mut told = None;
     loop {
-        if proposer.session().is_some() {
+        let session = proposer.session();
+        if session.is_some() {
             let reserve = engine.conf().reserve;
             match capacity(&engine).await {
                 Some((now, free)) if worth_telling(told, now, free, reserve) => {
@@ -84,7 +85,7 @@ pub async fn report_capacity(engine: Arc<Engine>, proposer: Arc<Proposer>) {
                 _ => {}
             }
         }
-        let interval = match proposer.session() {
+        let interval = match session {
             None => FIRST_INTERVAL,
             Some(_) => CAPACITY_INTERVAL,
         };

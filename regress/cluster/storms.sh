@@ -144,10 +144,34 @@ for k in range(OPS // 2):
         os.mkdir(f"{B}/anew/e")
         put(f"{B}/anew/e/f.{k + 1}", b"")
         os.rename(f"{B}/anew/e", f"{B}/anew/d")
+    for mount, new in ((A, "a"), (C, "c")):
+        if k % 3:
+            os.stat(f"{mount}/anew/d/f.{k + 1}")
+        if k % 5 == 0:
+            put(f"{mount}/anew/d/{new}", b"")
+            os.unlink(f"{B}/anew/d/{new}")
+        else:
+            os.mkdir(f"{mount}/anew/d/{new}")
+            os.rmdir(f"{B}/anew/d/{new}")
+
+# The same where another directory takes its place; and when that is gone again.
+os.mkdir(f"{B}/anew/swap")
+put(f"{B}/anew/swap/f.0", b"")
+for k in range(OPS // 4):
     for mount in (A, C):
-        os.stat(f"{mount}/anew/d/f.{k + 1}")
-        os.mkdir(f"{mount}/anew/d/{MOUNTS.index(mount)}")
-        os.rmdir(f"{B}/anew/d/{MOUNTS.index(mount)}")
+        os.stat(f"{mount}/anew/swap/f.{k}")
+    os.mkdir(f"{B}/anew/new")
+    put(f"{B}/anew/new/f.{k + 1}", b"")
+    os.rename(f"{B}/anew/swap", f"{B}/anew/old")
+    os.rename(f"{B}/anew/new", f"{B}/anew/swap")
+    if k % 2:
+        os.unlink(f"{B}/anew/old/f.{k}")
+        os.rmdir(f"{B}/anew/old")
+    for mount in (A, C):
+        os.stat(f"{mount}/anew/swap/f.{k + 1}")
+    if k % 2 == 0:
+        os.unlink(f"{B}/anew/old/f.{k}")
+        os.rmdir(f"{B}/anew/old")
 
 # --- a directory removed and made again by the others is there, or is not
 os.mkdir(f"{A}/again")

@@ -67,6 +67,20 @@ pub(super) fn is_dot(name: &[u8]) -> bool {
     name == b"." || name == b".."
 }
 
+/// A LOOKUP in a directory that has lost names.
+struct LostName {
+    caller: Caller,
+    parent: InodeNo,
+    name: Vec<u8>,
+    /// What is still to be looked at.
+    names: Vec<(InodeNo, Vec<u8>)>,
+    /// The call is tried again.
+    again: bool,
+    tries: u32,
+    deadline: Instant,
+    reply: Reply<Entry>,
+}
+
 impl Ops {
     pub fn lookup(&self, caller: Caller, parent: InodeNo, name: &[u8], reply: Reply<Entry>) {
         let mut state = lock(&self.state);
@@ -110,6 +124,15 @@ impl Ops {
             let state = lock(&ops.state);
             let (keeper, index) = (state.keeper, answer.index);
             let moved = tries > 0 && state.changes.name_since(parent, &name, index);
+            let all = state.lost.has_lost_all();
+            let now = Instant::now();
+            let works_there = state.retries.has_failed_in(caller.pid, parent, now);
+            let names = match answer.result {
+                Err(FsError::Stale | FsError::NotFound) if !works_there => {
+                    state.lost.names_of(parent)
+                }
+                _ => Vec::new(),
+            };
             drop(state);
             let attr = answer.result.map(attr_of);
             if let (Ok(attr), true) = (&attr, hold) {
@@ -125,80 +148,106 @@ impl Ops {
                     }
                     reply(Ok(entry));
                 }
-                Err(FsError::Stale) if keeper == Keeper::Kernel => {
-                    ops.ask_last_name(caller, (parent, name), tries, reply);
+                Err(FsError::Stale) if keeper == Keeper::Kernel && all => {
+                    reply(Err(ops.errno_to_retry(caller.pid, FsError::Stale)));
                 }
-                Err(e) => ops.not_found(caller, (parent, &name), e, index, reply),
+                Err(FsError::Stale | FsError::NotFound) if !names.is_empty() => {
+                    ops.ask_lost_names(LostName {
+                        caller,
+                        parent,
+                        name,
+                        names,
+                        again: hold,
+                        tries,
+                        deadline: answer.deadline,
+                        reply,
+                    });
+                }
+                Err(e) => {
+                    let e = match e {
+                        // Removed by this mount, whose kernel knows that.
+                        FsError::Stale => FsError::NotFound,
+                        e => e,
+                    };
+                    if e == FsError::NotFound {
+                        lock(&ops.state).remember(parent, &name, None, index);
+                    }
+                    reply(Err(lookup_errno(keeper, e)));
+                }
             }
         });
     }
 
-    /// The directory is gone, and the kernel came there by a name that it has
-    /// lost, maybe long before the call.  ESTALE makes the kernel look again,
-    /// but not for mkdir(2) and others, which fail with it.  So it is only for
-    /// what is there by that name now: else there was no such name, or the
-    /// program works in what was removed.
-    fn ask_last_name(
-        &self,
-        caller: Caller,
-        (parent, name): (InodeNo, Vec<u8>),
-        tries: u32,
-        reply: Reply<Entry>,
-    ) {
-        let state = lock(&self.state);
-        let (lost, all) = (state.lost.name_of(parent), state.lost.has_lost_all());
-        drop(state);
-        let Some((dir, last)) = lost else {
-            // Removed by this mount, whose kernel knows that.
-            let e = match all {
-                true => FsError::Stale,
-                false => FsError::NotFound,
-            };
-            return self.not_found(caller, (parent, &name), e, 0, reply);
+    /// The kernel may have come to the directory, which is gone or elsewhere, by
+    /// a name that it has lost.  ESTALE makes the kernel look again; but not for
+    /// mkdir(2) and others, which fail with it.  So it is only for what is there
+    /// by that name now: else there was no such name, or the program works in
+    /// the directory.
+    fn ask_lost_names(&self, mut lost: LostName) {
+        let Some((dir, name)) = lost.names.pop() else {
+            return self.not_found(lost, FsError::NotFound);
         };
+        let (cred, deadline) = (lost.caller.cred, lost.deadline);
         let op = FsOp::Lookup {
             parent: dir,
-            name: last,
+            name: name.clone(),
         };
-        self.ask(caller.cred, op, move |ops, answer| {
-            let found = match answer.result.map(attr_of) {
-                Ok(attr) => attr.ino,
-                Err(e) => return ops.not_found(caller, (parent, &name), e, 0, reply),
-            };
-            let op = FsOp::Lookup {
-                parent: found,
-                name: name.clone(),
-            };
-            ops.ask(caller.cred, op, move |ops, answer| match answer.result {
-                // That is gone as well.
-                Err(FsError::Stale) if tries > 0 => {
-                    ops.ask_last_name(caller, (parent, name), tries - 1, reply);
+        self.ask_by(deadline, cred, op, move |ops, answer| {
+            match answer.result.map(attr_of) {
+                Ok(attr) if attr.is_dir() && attr.ino != lost.parent => {
+                    ops.ask_in_place(lost, attr.ino, (dir, name));
                 }
-                result => {
-                    let e = result.err().unwrap_or(FsError::Stale);
-                    ops.not_found(caller, (parent, &name), e, 0, reply);
+                // The kernel shall walk through that.
+                Ok(attr) if attr.is_symlink() => ops.not_found(lost, FsError::Stale),
+                // That one's names are known no more: once the kernel walks anew.
+                Err(FsError::Stale) if !lost.again => ops.not_found(lost, FsError::Stale),
+                Ok(_) | Err(FsError::Stale | FsError::NotFound | FsError::NotDir) => {
+                    ops.ask_lost_names(lost);
                 }
-            });
+                Err(e) => ops.not_found(lost, e),
+            }
         });
     }
 
-    fn not_found(
-        &self,
-        caller: Caller,
-        (parent, name): (InodeNo, &[u8]),
-        e: FsError,
-        index: u64,
-        reply: Reply<Entry>,
-    ) {
-        let mut state = lock(&self.state);
-        match e {
-            FsError::NotFound => state.remember(parent, name, None, index),
-            FsError::Stale => state.retries.begin_looking(caller.pid, Instant::now()),
-            _ => {}
+    /// Whether `dir`, which has a name that was lost, has what was asked for.
+    fn ask_in_place(&self, mut lost: LostName, dir: InodeNo, name: (InodeNo, Vec<u8>)) {
+        let (cred, deadline) = (lost.caller.cred, lost.deadline);
+        let op = FsOp::Lookup {
+            parent: dir,
+            name: lost.name.clone(),
+        };
+        self.ask_by(deadline, cred, op, move |ops, answer| match answer.result {
+            Err(FsError::NotFound) => ops.ask_lost_names(lost),
+            // That is gone as well.
+            Err(FsError::Stale) if lost.tries > 0 => {
+                lost.tries -= 1;
+                lost.names.push(name);
+                ops.ask_lost_names(lost);
+            }
+            result => ops.not_found(lost, result.err().unwrap_or(FsError::Stale)),
+        });
+    }
+
+    fn not_found(&self, lost: LostName, e: FsError) {
+        if e == FsError::Stale {
+            let mut state = lock(&self.state);
+            let (pid, now) = (lost.caller.pid, Instant::now());
+            state.retries.begin_looking(pid, lost.parent, now);
         }
-        let keeper = state.keeper;
-        drop(state);
-        reply(Err(lookup_errno(keeper, e)));
+        (lost.reply)(Err(errno(e)));
+    }
+
+    /// An error for a call for names in these directories.
+    fn errno_in(&self, pid: u32, dirs: &[InodeNo], e: FsError) -> Errno {
+        let mut state = lock(&self.state);
+        let e = match e {
+            FsError::Stale if state.keeper == Keeper::Fused => FsError::NotFound,
+            FsError::Stale if !state.retries.begin_in(pid, dirs, Instant::now()) => {
+                FsError::NotFound
+            }
+            e => e,
+        };
+        errno(e)
     }
 
     /// Keeps what a LOOKUP of the thread holds, until it has had its try.
@@ -241,7 +290,7 @@ impl Ops {
                 lock(&ops.state).retries.end(pid);
                 reply(Ok(entry));
             }
-            Err(e) => reply(Err(ops.errno_to_retry(pid, e))),
+            Err(e) => reply(Err(ops.errno_in(pid, &[parent], e))),
         });
     }
 
@@ -380,7 +429,7 @@ impl Ops {
                     reply(done.map(|()| (entry, opening)));
                 });
             }
-            Err(e) => reply(Err(ops.errno_to_retry(pid, e))),
+            Err(e) => reply(Err(ops.errno_in(pid, &[parent], e))),
         });
     }
 
@@ -541,6 +590,13 @@ impl Ops {
     /// The same for one that takes names away.
     fn ask_unnamed(&self, Caller { cred, pid }: Caller, op: FsOp, reply: Reply<()>) {
         let done = op.clone();
+        let dirs = match &op {
+            FsOp::Unlink { parent, .. } | FsOp::Rmdir { parent, .. } => vec![*parent],
+            FsOp::Rename {
+                parent, new_parent, ..
+            } => vec![*parent, *new_parent],
+            _ => Vec::new(),
+        };
         self.ask(cred, op, move |ops, answer| {
             if answer.result.is_ok() {
                 let mut state = lock(&ops.state);
@@ -548,7 +604,7 @@ impl Ops {
                 state.retries.end(pid);
             }
             let result = answer.result.map(drop);
-            reply(result.map_err(|e| ops.errno_to_retry(pid, e)));
+            reply(result.map_err(|e| ops.errno_in(pid, &dirs, e)));
         });
     }
 }

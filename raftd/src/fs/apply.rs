@@ -305,14 +305,15 @@ impl Apply<'_, '_> {
         Ok(Reply::Done)
     }
 
-    /// A directory in which names can be made and removed.
+    /// A directory in which names can be made and removed; Stale if it is removed
+    /// itself, for its own name may mean another one by now.
     pub(super) fn dir(&self, ino: InodeNo) -> Result<Inode, ReadError> {
         let dir = inode::load(self.tx, ino)?;
         if !dir.is_dir() {
             return Err(FsError::NotDir.into());
         }
         if dir.nlink == 0 {
-            return Err(FsError::NotFound.into());
+            return Err(FsError::Stale.into());
         }
         Ok(dir)
     }
