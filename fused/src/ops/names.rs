@@ -126,6 +126,7 @@ impl Ops {
             let moved = tries > 0 && state.changes.name_since(parent, &name, index);
             let all = state.lost.has_lost_all();
             let now = Instant::now();
+            // It was told ESTALE in there already, and came back by no name.
             let works_there = state.retries.has_failed_in(caller.pid, parent, now);
             let names = match answer.result {
                 Err(FsError::Stale | FsError::NotFound) if !works_there => {
