@@ -173,6 +173,18 @@ for k in range(OPS // 4):
         os.unlink(f"{B}/anew/old/f.{k}")
         os.rmdir(f"{B}/anew/old")
 
+# Who works in a directory that is removed finds and makes nothing there.
+for remover in MOUNTS:
+    os.makedirs(f"{A}/anew/up/here")
+    everywhere("anew", "up", "here")
+    os.chdir(f"{A}/anew/up/here")
+    for path in ("anew/up/here", "anew/up"):
+        os.rmdir(f"{remover}/{path}")
+    for call in (lambda: os.stat("x"), lambda: put("x", b""), lambda: os.rename("x", "y"), lambda: os.unlink("x")):
+        fails(errno.ENOENT, call)
+    same(os.listdir("."), [])
+    os.chdir("/")
+
 # --- a directory removed and made again by the others is there, or is not
 os.mkdir(f"{A}/again")
 everywhere("again")
