@@ -20,7 +20,9 @@
 
 use crate::ahead::{Ahead, Plan, Round, AHEADS_MAX};
 use crate::backing::Backing;
-use common::fs::{atime_due, Attr, Fh, FsError, InodeNo, ReqId, Time, S_ISGID, S_ISUID};
+use common::fs::{
+    atime_due, Attr, Fh, FsError, InodeNo, ReqId, Time, BLOCK, IO_MAX, S_ISGID, S_ISUID,
+};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -475,6 +477,8 @@ pub struct Handle {
     pub settles: bool,
     /// A write that was answered and then failed; reported once.
     error: Option<FsError>,
+    /// Where its last WRITE ended, if that was as long as one can be.
+    longest_to: Option<u64>,
     /// A lock that was taken through it is lost.
     lost: bool,
 }
@@ -488,6 +492,7 @@ impl Handle {
             direct,
             settles: write,
             error: None,
+            longest_to: None,
             lost: false,
         }
     }
@@ -540,6 +545,21 @@ impl Handles {
         match handle.lost {
             true => Some(FsError::Io),
             false => handle.error.take(),
+        }
+    }
+
+    /// The same for a WRITE, which may go on with a write(2) of which the kernel
+    /// has had an answer: then it tells the program of no error, but of fewer
+    /// bytes, and the error is kept for the next who asks.
+    pub fn write_error(&mut self, fh: Fh, offset: u64, len: usize) -> Option<FsError> {
+        let handle = self.table.get_mut(&fh)?;
+        let goes_on = handle.longest_to == Some(offset);
+        let end = offset.saturating_add(len as u64);
+        let is_longest = len as u64 + BLOCK > IO_MAX as u64;
+        handle.longest_to = is_longest.then_some(end);
+        match goes_on && !handle.lost {
+            true => handle.error,
+            false => self.take_error(fh),
         }
     }
 
@@ -615,6 +635,14 @@ mod tests {
         assert_eq!(handles.take_error(writer), Some(FsError::NoSpace));
         assert_eq!(handles.take_error(writer), None);
         assert_eq!(handles.take_error(other), None);
+
+        // Of a long write(2) the kernel would hide it.
+        assert_eq!(handles.write_error(writer, 0, IO_MAX), None);
+        handles.fail(a, Some(writer), FsError::Quota);
+        let mib = IO_MAX as u64;
+        assert_eq!(handles.write_error(writer, mib, 10), Some(FsError::Quota));
+        assert_eq!(handles.write_error(writer, mib, 10), Some(FsError::Quota));
+        assert_eq!(handles.write_error(writer, mib, 10), None);
 
         // From a mapping, or the handle is closed by now.
         handles.close(writer);

@@ -381,7 +381,8 @@ impl Ops {
                     .is_some_and(|h| h.sync),
         };
         let mut state = lock(&self.state);
-        let failed = match state.handles.take_error(write.fh) {
+        let handles = &mut state.handles;
+        let failed = match handles.write_error(write.fh, offset, write.data.len()) {
             Some(e) => Some(e),
             None => state.refuse(&self.mount, &op),
         };
