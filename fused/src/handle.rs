@@ -20,9 +20,7 @@
 
 use crate::ahead::{Ahead, Plan, Round, AHEADS_MAX};
 use crate::backing::Backing;
-use common::fs::{
-    atime_due, Attr, Fh, FsError, InodeNo, ReqId, Time, BLOCK, IO_MAX, S_ISGID, S_ISUID,
-};
+use common::fs::{atime_due, Attr, Fh, FsError, InodeNo, ReqId, Time, S_ISGID, S_ISUID};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -477,8 +475,8 @@ pub struct Handle {
     pub settles: bool,
     /// A write that was answered and then failed; reported once.
     error: Option<FsError>,
-    /// Where its last WRITE ended, if that was as long as one can be.
-    longest_to: Option<u64>,
+    /// Where its last WRITE ended, if that did not fail.
+    wrote_to: Option<u64>,
     /// A lock that was taken through it is lost.
     lost: bool,
 }
@@ -492,7 +490,7 @@ impl Handle {
             direct,
             settles: write,
             error: None,
-            longest_to: None,
+            wrote_to: None,
             lost: false,
         }
     }
@@ -540,27 +538,35 @@ impl Handles {
     }
 
     /// A handle that has lost a lock has an error for good.
-    pub fn take_error(&mut self, fh: Fh) -> Option<FsError> {
-        let handle = self.table.get_mut(&fh)?;
+    pub fn error(&self, fh: Fh) -> Option<FsError> {
+        let handle = self.table.get(&fh)?;
         match handle.lost {
             true => Some(FsError::Io),
-            false => handle.error.take(),
+            false => handle.error,
         }
     }
 
-    /// The same for a WRITE, which may go on with a write(2) of which the kernel
-    /// has had an answer: then it tells the program of no error, but of fewer
-    /// bytes, and the error is kept for the next who asks.
+    /// The same for who is sure to hear of it.
+    pub fn take_error(&mut self, fh: Fh) -> Option<FsError> {
+        let error = self.error(fh);
+        self.table.get_mut(&fh)?.error = None;
+        error
+    }
+
+    /// The same for a WRITE.  One that goes on where the last one ended may be a
+    /// part of the same write(2): Linux cuts that at 1 MiB, at a page of which
+    /// only the end is written, and wherever copying stops; and of a part that
+    /// fails behind others it tells the program nothing but their bytes.  So the
+    /// error is kept for the next who asks, and may be told twice.
     pub fn write_error(&mut self, fh: Fh, offset: u64, len: usize) -> Option<FsError> {
-        let handle = self.table.get_mut(&fh)?;
-        let goes_on = handle.longest_to == Some(offset);
-        let end = offset.saturating_add(len as u64);
-        let is_longest = len as u64 + BLOCK > IO_MAX as u64;
-        handle.longest_to = is_longest.then_some(end);
-        match goes_on && !handle.lost {
-            true => handle.error,
+        let goes_on = self.table.get(&fh)?.wrote_to == Some(offset);
+        let error = match goes_on {
+            true => self.error(fh),
             false => self.take_error(fh),
-        }
+        };
+        let end = offset.saturating_add(len as u64);
+        self.table.get_mut(&fh)?.wrote_to = error.is_none().then_some(end);
+        error
     }
 
     pub fn lose(&mut self, fh: Fh) {
@@ -636,13 +642,15 @@ mod tests {
         assert_eq!(handles.take_error(writer), None);
         assert_eq!(handles.take_error(other), None);
 
-        // Of a long write(2) the kernel would hide it.
-        assert_eq!(handles.write_error(writer, 0, IO_MAX), None);
+        // The kernel hides it if the two are one write(2).
+        assert_eq!(handles.write_error(writer, 0, 10), None);
         handles.fail(a, Some(writer), FsError::Quota);
-        let mib = IO_MAX as u64;
-        assert_eq!(handles.write_error(writer, mib, 10), Some(FsError::Quota));
-        assert_eq!(handles.write_error(writer, mib, 10), Some(FsError::Quota));
-        assert_eq!(handles.write_error(writer, mib, 10), None);
+        assert_eq!(handles.write_error(writer, 10, 5), Some(FsError::Quota));
+        assert_eq!(handles.write_error(writer, 10, 5), Some(FsError::Quota));
+        assert_eq!(handles.write_error(writer, 10, 5), None);
+        handles.fail(a, Some(writer), FsError::Io);
+        assert_eq!(handles.write_error(writer, 10, 5), Some(FsError::Io));
+        assert_eq!(handles.write_error(writer, 15, 5), None);
 
         // From a mapping, or the handle is closed by now.
         handles.close(writer);

@@ -58,7 +58,7 @@ use crate::raftd::{Lane, Request, Requests};
 use crate::retry::Retries;
 use crate::{lock, spawn, wait, wait_timeout};
 use common::conf::Mount;
-use common::fs::{Attr, Cred, FsError, InodeNo, ReqId, Statfs};
+use common::fs::{Attr, Cred, Fh, FsError, InodeNo, ReqId, Statfs};
 use common::msg::{FsOp, FsRep, FusedToRaftd};
 use common::{fatalx, sys};
 use nix::errno::Errno;
@@ -235,6 +235,19 @@ impl State {
     fn refuse(&self, mount: &Mount, op: &FsOp) -> Option<FsError> {
         let refused = changes_tree(op) && (mount.read_only || !self.quorum);
         refused.then_some(FsError::ReadOnly)
+    }
+
+    fn fsync_error(&mut self, fh: Fh) -> Option<FsError> {
+        self.handles.take_error(fh)
+    }
+
+    /// Linux asks at each close of a copy of the descriptor, and so for a program
+    /// that was started from this one and knows nothing of the file.
+    fn close_error(&mut self, fh: Fh) -> Option<FsError> {
+        match self.keeper {
+            Keeper::Kernel => self.handles.error(fh),
+            Keeper::Fused => self.handles.take_error(fh),
+        }
     }
 
     /// Attributes for the kernel, which may keep them if nothing newer is on

@@ -27,6 +27,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -41,6 +42,58 @@ fn brief() -> Options {
 
 fn close(f: File) -> nix::Result<()> {
     nix::unistd::close(f.into_raw_fd())
+}
+
+/// The kernel cuts a write where a page begins or 1 MiB is full, and hides the
+/// error of a part behind those that it has.
+#[test]
+fn a_failed_part_of_a_write_is_reported() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    let f = File::create(m.path("f")).unwrap();
+    let other = File::create(m.path("f")).unwrap();
+    let bytes = vec![1; 6 << 20];
+    for round in 0..60 {
+        let (offset, bytes) = match round % 3 {
+            0 => (0, &bytes[..]),
+            1 => (100, &bytes[..10_000]),
+            _ => (100, &bytes[..3 << 20]),
+        };
+        m.tree.set_mode(Mode::Refuse(FsError::NoSpace));
+        let written = f.write_at(bytes, offset);
+        // It has no error to tell, but waits for all parts.
+        other.sync_all().unwrap();
+        m.tree.set_mode(Mode::Apply);
+        let n = written.as_ref().map_or(0, |n| *n);
+        let results = [
+            written.map(drop),
+            f.write_all_at(&bytes[n..], offset + n as u64),
+            f.sync_all(),
+        ];
+        let mut errors = results.into_iter().filter(|result| result.is_err());
+        let error = errors
+            .next()
+            .unwrap_or_else(|| panic!("round {round}, {n} bytes"));
+        assert_eq!(errno(error), Errno::ENOSPC);
+        f.sync_all().unwrap();
+    }
+}
+
+#[test]
+fn a_closed_copy_takes_no_error() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    let f = File::create(m.path("f")).unwrap();
+    m.tree.set_mode(Mode::Refuse(FsError::NoSpace));
+    f.write_all_at(b"bytes", 0).unwrap();
+    // It closes all that it does not know.
+    assert!(Command::new("true").status().unwrap().success());
+    assert_eq!(close(f.try_clone().unwrap()), Err(Errno::ENOSPC));
+    assert_eq!(errno(f.sync_all()), Errno::ENOSPC);
+    f.sync_all().unwrap();
+    close(f).unwrap();
 }
 
 #[test]

@@ -382,11 +382,12 @@ impl Ops {
         };
         let mut state = lock(&self.state);
         let handles = &mut state.handles;
-        let failed = match handles.write_error(write.fh, offset, write.data.len()) {
-            Some(e) => Some(e),
-            None => state.refuse(&self.mount, &op),
+        let failed = match write.mapped {
+            // Its handle is any that can write.
+            true => handles.is_lost(write.fh).then_some(FsError::Io),
+            false => handles.write_error(write.fh, offset, write.data.len()),
         };
-        if let Some(e) = failed {
+        if let Some(e) = failed.or_else(|| state.refuse(&self.mount, &op)) {
             drop(state);
             return reply(Err(errno(e)));
         }
@@ -510,23 +511,33 @@ impl Ops {
         drop(state);
         if locked {
             return self.unlock_owner(ino, owner, move |ops| {
-                ops.settle(ino, fh, Ok(()), reply);
+                ops.settle(ino, fh, State::close_error, Ok(()), reply);
             });
         }
         if !settles || self.mount.async_close {
-            let failed = lock(&self.state).handles.take_error(fh);
+            let failed = lock(&self.state).close_error(fh);
             return reply(failed.map_or(Ok(()), |e| Err(errno(e))));
         }
-        match pending {
-            // raftd lets wait what nobody waits for.
-            true => self.fsync(cred, ino, fh, reply),
-            false => self.settle(ino, fh, Ok(()), reply),
+        if !pending {
+            return self.settle(ino, fh, State::close_error, Ok(()), reply);
         }
+        // raftd lets wait what nobody waits for.
+        self.ask(cred, FsOp::Fsync { ino }, move |ops, answer| {
+            let result = answer.result.map(drop);
+            ops.settle(ino, fh, State::close_error, result, reply);
+        });
     }
 
-    fn settle(&self, ino: InodeNo, fh: Fh, result: Result<(), FsError>, reply: Reply<()>) {
+    fn settle(
+        &self,
+        ino: InodeNo,
+        fh: Fh,
+        error: fn(&mut State, Fh) -> Option<FsError>,
+        result: Result<(), FsError>,
+        reply: Reply<()>,
+    ) {
         let done: Wake = Box::new(move |ops| {
-            let failed = lock(&ops.state).handles.take_error(fh);
+            let failed = error(&mut lock(&ops.state), fh);
             let result = failed.map_or(result, Err);
             reply(result.map_err(errno));
         });
@@ -543,7 +554,7 @@ impl Ops {
 
     pub fn fsync(&self, cred: Cred, ino: InodeNo, fh: Fh, reply: Reply<()>) {
         self.ask(cred, FsOp::Fsync { ino }, move |ops, answer| {
-            ops.settle(ino, fh, answer.result.map(drop), reply);
+            ops.settle(ino, fh, State::fsync_error, answer.result.map(drop), reply);
         });
     }
 
