@@ -34,7 +34,7 @@ use crate::lease::Lease;
 use crate::propose::{How, Proposer};
 use crate::store::Store;
 use bytes::Bytes;
-use common::fs::{FsError, InodeNo, ReqId};
+use common::fs::{FsError, InodeNo, ReqId, SessionId};
 use common::lock::{LockInfo, LockRange};
 use common::{fatal, log_warnx};
 use std::collections::{HashMap, HashSet};
@@ -208,7 +208,8 @@ impl Locks {
 
     /// What is in the way of such a lock, as of what is applied here.
     pub fn test(&self, mount: u64, ino: InodeNo, wish: &Wish) -> Result<Option<LockInfo>, FsError> {
-        let session = self.proposer.session().ok_or(FsError::Io)?;
+        // Before its session is open this node has no lock.
+        let session = self.proposer.session().unwrap_or(SessionId(0));
         let owner = Owner {
             session,
             mount,
