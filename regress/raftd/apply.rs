@@ -19,6 +19,7 @@
 #[path = "xattr.rs"]
 mod attributes;
 
+use crate::dir::Dir;
 use bytes::Bytes;
 use common::fs::*;
 use common::xattr::{XattrHow, ACL_ACCESS, ACL_DEFAULT, CAPABILITY};
@@ -30,9 +31,9 @@ use raftd::fs::{Change, DataOp, Effects, Outcome, Reply, Verdict};
 use raftd::payload::Payload;
 use raftd::store::meta::{Meta, View};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
+mod dir;
 mod quota;
 
 const ROOT: InodeNo = InodeNo::ROOT;
@@ -40,26 +41,6 @@ const MAP: usize = 1 << 30;
 const USER: Cred = Cred { uid: 10, gid: 20 };
 const OTHER: Cred = Cred { uid: 11, gid: 21 };
 const SUPER: Cred = Cred { uid: 0, gid: 0 };
-
-/// A directory of one test's own, gone with it.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Dir {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("dfsd-apply-{}-{n}", std::process::id());
-        let dir = Dir(std::env::temp_dir().join(name));
-        std::fs::create_dir(&dir.0).unwrap();
-        dir
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// One node's tree, and the place in the log.
 struct Tree {
@@ -70,7 +51,7 @@ struct Tree {
 
 impl Tree {
     fn new() -> Tree {
-        let dir = Dir::new();
+        let dir = Dir::new("apply");
         let meta = open(&dir.0);
         Tree {
             meta,

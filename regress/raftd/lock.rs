@@ -17,6 +17,7 @@
 //! held against a table of single bytes, and against what the store keeps of
 //! each lock in other places.
 
+use crate::dir::Dir;
 use bytes::Bytes;
 use common::fs::*;
 use common::lock::{LockKind, LockRange};
@@ -27,31 +28,11 @@ use raftd::fs::{Change, Effects, Outcome, Reply, Verdict};
 use raftd::payload::Payload;
 use raftd::store::meta::Meta;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use LockKind::{Exclusive, Shared};
 
+mod dir;
+
 const MAP: usize = 1 << 30;
-
-/// A directory of one test's own, gone with it.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Dir {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("dfsd-lock-{}-{n}", std::process::id());
-        let dir = Dir(std::env::temp_dir().join(name));
-        std::fs::create_dir(&dir.0).unwrap();
-        dir
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// One node's tree with some files, and two sessions with their streams.
 struct Tree {
@@ -77,7 +58,7 @@ fn range(start: u64, end: u64) -> LockRange {
 
 impl Tree {
     fn new() -> Tree {
-        let dir = Dir::new();
+        let dir = Dir::new("lock");
         let meta = Meta::open(&dir.0, MAP).unwrap();
         init(&mut meta.write()).unwrap();
         let mut t = Tree {

@@ -17,6 +17,7 @@
 //! both have the same serialized form.  The state machine is the least one
 //! that the suite accepts, in memory.
 
+use crate::dir::Dir;
 use common::fs::{InodeNo, NodeId, SetAttr, Time};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use openraft::alias::{
@@ -41,9 +42,9 @@ use serde::Serialize;
 use std::fmt::Debug;
 use std::io;
 use std::ops::RangeBounds;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+
+mod dir;
 
 openraft::declare_raft_types!(
     pub SuiteConfig:
@@ -236,25 +237,13 @@ impl RaftStateMachine<C> for StateMachine {
     }
 }
 
-/// Removes the log when a test is done with it.
-struct Dir(PathBuf);
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 struct Builder {
-    made: AtomicU64,
     cache_bytes: usize,
 }
 
 impl StoreBuilder<C, Store, StateMachine, Dir> for Builder {
     async fn build(&self) -> Result<(Dir, Store, StateMachine), StorageError<C>> {
-        let n = self.made.fetch_add(1, Ordering::Relaxed);
-        let name = format!("dfsd-suite-{}-{}-{n}", std::process::id(), self.cache_bytes);
-        let dir = Dir(std::env::temp_dir().join(name));
+        let dir = Dir::new("suite");
         let opts = Options {
             wal: wal::Options {
                 segment_size: 64 << 10,
@@ -268,11 +257,7 @@ impl StoreBuilder<C, Store, StateMachine, Dir> for Builder {
 }
 
 async fn run(cache_bytes: usize) {
-    let builder = Builder {
-        made: AtomicU64::new(0),
-        cache_bytes,
-    };
-    Suite::test_all(builder).await.unwrap();
+    Suite::test_all(Builder { cache_bytes }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -309,8 +294,7 @@ fn setattr(index: u64, ino: u64) -> Entry {
 /// What entries touch that may not be committed nobody can be sure of.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsure_after_a_start() {
-    let name = format!("dfsd-unsure-{}", std::process::id());
-    let dir = Dir(std::env::temp_dir().join(name));
+    let dir = Dir::new("unsure");
     let mut log = LogStore::open(&dir.0).unwrap();
     assert!(unsure(&log).await.unwrap().is_empty());
     let first: Vec<Entry> = (0..4).map(|i| setattr(i, 10 + i)).collect();

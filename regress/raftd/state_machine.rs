@@ -16,6 +16,7 @@
 //! crashes at any point and checkpoints at any other; files that may not go
 //! yet; a directory that is not ours; a disk that is full for a while.
 
+use crate::dir::Dir;
 use bytes::Bytes;
 use common::fs::*;
 use futures_util::stream;
@@ -54,6 +55,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
+mod dir;
+
 const ROOT: InodeNo = InodeNo::ROOT;
 const SUPER: Cred = Cred { uid: 0, gid: 0 };
 const ME: NodeId = NodeId(1);
@@ -63,26 +66,6 @@ const SESSION: u64 = 2;
 /// The log's entries before those of the session.
 const FIRST: u64 = SESSION + 1;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A directory of one test's own, gone with it.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Dir {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("dfsd-sm-{}-{n}", std::process::id());
-        let dir = Dir(std::env::temp_dir().join(name));
-        fs::create_dir(&dir.0).unwrap();
-        dir
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// A log that is made in no time.
 fn log_options() -> log_store::Options {
@@ -450,7 +433,7 @@ impl Model {
 
 /// A run of the same log that nothing disturbs, checked against the model.
 fn clean(seed: u64, len: u64) -> (Dir, Node) {
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let mut node = Node::open(&dir.0);
     let mut model = Model::default();
     let entries = random_entries(seed, 0..len);
@@ -500,7 +483,7 @@ fn assert_same(dir: &Path, node: &Node, clean: &Node) {
 
 #[test]
 fn write_spill_truncate_read() {
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let mut node = Node::open(&dir.0);
     node.run(head());
     let ino = node.create("f");
@@ -533,7 +516,7 @@ fn write_spill_truncate_read() {
 #[test]
 fn restart_without_checkpoint_replays() {
     let (_clean_dir, clean) = clean(1, 300);
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let mut node = Node::open(&dir.0);
     node.run(random_entries(1, 0..300));
     drop(node);
@@ -595,7 +578,7 @@ fn crashes_and_checkpoints_anywhere() {
     const LEN: u64 = 500;
     for seed in 1..=4 {
         let (_clean_dir, clean) = clean(seed, LEN);
-        let dir = Dir::new();
+        let dir = Dir::new("sm");
         let mut node = Node::open(&dir.0);
         let mut saved = BTreeMap::new();
         let mut r = Random::new(seed);
@@ -682,7 +665,7 @@ impl Drop for Victim {
 
 #[test]
 fn killed() {
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let mut r = Random::new(9);
     let mut want = 0;
     for _ in 0..5 {
@@ -701,7 +684,7 @@ fn killed() {
 
 #[test]
 fn removed_files_go_after_the_checkpoint() {
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let mut node = Node::open(&dir.0);
     node.run(head());
     let ino = node.create("f");
@@ -739,7 +722,7 @@ fn removed_files_go_after_the_checkpoint() {
 
 #[test]
 fn size_is_never_seen_before_the_bytes() {
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let mut node = Node::open(&dir.0);
     node.run(head());
     let ino = node.create("f");
@@ -782,7 +765,7 @@ fn size_is_never_seen_before_the_bytes() {
 
 #[test]
 fn checkpoint_is_the_snapshot() {
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let mut node = Node::open(&dir.0);
     let none = node.rt.block_on(node.sm.get_current_snapshot()).unwrap();
     assert!(none.is_none());
@@ -817,7 +800,7 @@ fn foreign_directories() {
             assert_eq!(got, format!("{}{text}", dir.display()));
         }
     };
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let missing = dir.0.join("missing");
     refused(&missing, ": No such file or directory (os error 2)");
     fs::write(dir.0.join("precious"), b"").unwrap();
@@ -901,20 +884,28 @@ impl Drop for Guest {
     }
 }
 
-#[test]
-fn full_disk_stops_apply_until_there_is_room() {
-    const MIB: u64 = 1 << 20;
-    let dir = Dir::new();
+/// A store whose data is on a disk of 16 MiB: that and the node's directory.
+fn small_disk() -> Option<(Dir, PathBuf, Tmpfs)> {
+    let dir = Dir::new("sm");
     drop(open(&dir.0).unwrap());
     let data = dir.0.join("data");
     for sub in 0..256 {
         fs::remove_dir(data.join(format!("{sub:02x}"))).unwrap();
     }
-    let Some(_tmpfs) = Tmpfs::mount(data.clone(), "16m") else {
+    let Some(tmpfs) = Tmpfs::mount(data.clone(), "16m") else {
         eprintln!("SKIPPED: cannot mount a tmpfs");
-        return;
+        return None;
     };
     Data::create(&data).unwrap();
+    Some((dir, data, tmpfs))
+}
+
+#[test]
+fn full_disk_stops_apply_until_there_is_room() {
+    const MIB: u64 = 1 << 20;
+    let Some((dir, data, _tmpfs)) = small_disk() else {
+        return;
+    };
     fs::write(data.join("guest"), vec![0; 8 << 20]).unwrap();
 
     let mut node = Node::open(&dir.0);
@@ -964,17 +955,9 @@ fn full_disk_stops_apply_until_there_is_room() {
 #[test]
 fn replay_reserves_what_there_is() {
     const MIB: u64 = 1 << 20;
-    let dir = Dir::new();
-    drop(open(&dir.0).unwrap());
-    let data = dir.0.join("data");
-    for sub in 0..256 {
-        fs::remove_dir(data.join(format!("{sub:02x}"))).unwrap();
-    }
-    let Some(_tmpfs) = Tmpfs::mount(data.clone(), "16m") else {
-        eprintln!("SKIPPED: cannot mount a tmpfs");
+    let Some((dir, data, _tmpfs)) = small_disk() else {
         return;
     };
-    Data::create(&data).unwrap();
     let mut node = Node::open(&dir.0);
     node.run(head());
     let (f, g) = (node.create("f"), node.create("g"));
@@ -1026,7 +1009,7 @@ fn replay_reserves_what_there_is() {
 
 #[test]
 fn full_disk_holds_up_a_checkpoint() {
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let Some(_tmpfs) = Tmpfs::mount(dir.0.clone(), "32m") else {
         eprintln!("SKIPPED: cannot mount a tmpfs");
         return;
@@ -1140,7 +1123,7 @@ fn command(op: Op, bytes: &[u8]) -> Command {
 /// What the owner of the Raft does after a checkpoint, as checkpoint.rs says.
 #[test]
 fn openraft_purges_behind_the_checkpoint() {
-    let dir = Dir::new();
+    let dir = Dir::new("sm");
     let ino = InodeNo(2);
     let mut upto = 0;
     for round in 0..3 {

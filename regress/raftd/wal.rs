@@ -16,6 +16,7 @@
 //! files, with images of the directory as a stop at any moment leaves them,
 //! and with a real process that is killed.
 
+use crate::dir::Dir;
 use bytes::Bytes;
 use common::fs::{NodeId, Time};
 use openraft::alias::LeaderIdOf;
@@ -32,34 +33,15 @@ use std::future::Future;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{mpsc, Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+mod dir;
+
 /// No mark of its own within the life of a test.
 const NEVER: Duration = Duration::from_secs(3600);
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// A directory of its own for a test, removed with it.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Dir {
-        static MADE: AtomicU64 = AtomicU64::new(0);
-        let n = MADE.fetch_add(1, Ordering::Relaxed);
-        let name = format!("dfsd-wal-{name}-{}-{n}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Dir(path)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// All files of a log.
 type Image = BTreeMap<PathBuf, Vec<u8>>;
