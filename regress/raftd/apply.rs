@@ -988,10 +988,10 @@ fn fallocate_refused() {
     }
     let punch = fallocate(f, Punch, 0..1, false);
     assert_eq!(t.op(punch), Err(FsError::Invalid));
-    // Of 10 blocks 4 are taken, and others by the inodes.
+    // Of 10 blocks 4 are taken, and others by the inodes and the extents.
     let report = Op::Capacity {
         node: NodeId(1),
-        bytes: 14 * BLOCK,
+        bytes: 15 * BLOCK,
         inodes: 100,
     };
     t.op(report).unwrap();
@@ -1166,15 +1166,16 @@ fn room() {
     };
     assert!(free(&t).0 > 1 << 30);
     t.op(capacity(1, 100, 10)).unwrap();
-    t.op(capacity(2, 8, 5)).unwrap();
+    t.op(capacity(2, 9, 6)).unwrap();
     t.op(capacity(3, 50, 100)).unwrap();
     // An inode takes a block.
-    assert_eq!(free(&t), (7, 4));
+    assert_eq!(free(&t), (8, 5));
 
     let f = t.make(create(ROOT, "f"));
     let g = t.make(create(ROOT, "g"));
     t.write_at(g, WriteAt::Offset(0), b"inline").0.unwrap();
     t.write(f, 0, 4 * BLOCK as usize).0.unwrap();
+    // And so do the first extents.
     assert_eq!(free(&t), (1, 2));
     let before = dump(&t.meta.read());
     assert_eq!(t.write(f, 3 * BLOCK, 3 * BLOCK as usize).0, Err(NoSpace));
@@ -1188,11 +1189,14 @@ fn room() {
     t.write(g, 0, 100).0.unwrap();
 
     // No room for more metadata: blocks, but no further extents.
-    t.op(capacity(2, 1 << 20, 2)).unwrap();
+    t.op(capacity(2, 1 << 20, 4)).unwrap();
     assert_eq!(free(&t).1, 0);
     t.write(f, 5 * BLOCK, 3 * BLOCK as usize).0.unwrap();
+    for extent in 1..32 {
+        t.write(f, extent << 20, 1).0.unwrap();
+    }
     let before = dump(&t.meta.read());
-    assert_eq!(t.write(f, 256 * BLOCK, 1).0, Err(NoSpace), "an extent");
+    assert_eq!(t.write(f, 32 << 20, 1).0, Err(NoSpace), "an extent");
     assert_eq!(t.write(g, 1 << 20, 1).0, Err(NoSpace), "two, and a spill");
     assert!(before == dump(&t.meta.read()), "a refusal left a trace");
     t.op(setattr(f, size(5 * BLOCK))).unwrap();
@@ -1616,6 +1620,7 @@ fn check_books(meta: &Meta) {
     let extents = dump(&v).iter().filter(|(k, _)| k[0] == b'e').count();
     let kept: usize = inodes.keys().map(|ino| extents_of(&v, *ino)).sum();
     assert_eq!(extents, kept, "extents of nobody");
+    assert_eq!(sup.extents, kept as u64);
     let xattrs = dump(&v).iter().filter(|(k, _)| k[0] == b'x').count();
     let kept: usize = inodes.keys().map(|ino| attributes::count(&v, *ino)).sum();
     assert_eq!(xattrs, kept, "attributes of nobody");

@@ -75,6 +75,7 @@ pub fn init(tx: &mut Writer<'_>) -> Result<(), MetaError> {
             limit: Limit::default(),
             room: None,
             floor: 0,
+            extents: 0,
         },
     )
 }

@@ -21,7 +21,7 @@
 use super::apply::Apply;
 use super::inode::{self, is_regular, Contents, Inode, ReadError};
 use super::op::WriteAt;
-use super::space::{self, Plan};
+use super::space::{self, Freed, Plan};
 use super::{Change, DataOp, Reply};
 use crate::payload::Payload;
 use crate::store::meta::MetaError;
@@ -159,9 +159,9 @@ impl Apply<'_, '_> {
             if new < *size {
                 let freed = space::cut(self.tx, ino, new)?;
                 *blocks = blocks
-                    .checked_sub(freed)
+                    .checked_sub(freed.blocks)
                     .ok_or(MetaError::Corrupt("inode"))?;
-                self.give_back(inode.tree, freed)?;
+                self.give_back(inode.tree, &freed)?;
             }
             *size = new;
         }
@@ -186,9 +186,12 @@ impl Apply<'_, '_> {
         let more = plan.blocks.saturating_sub(inline);
         self.check_quota(inode.tree, more, 0)?;
         self.sup.check_blocks(plan.blocks)?;
-        self.sup.check_records(plan.records(spills))?;
+        // The inode's own record has had room for what is moved out.
+        let extents = plan.extents.saturating_sub(u64::from(spills));
+        self.sup.check_extents(extents)?;
         self.charge(inode.tree, more as i64, 0)?;
         self.sup.used_blocks += plan.blocks;
+        self.sup.extents += plan.extents;
         self.free_inline(inline)?;
         plan.save(self.tx);
         match &mut inode.contents {
@@ -207,10 +210,12 @@ impl Apply<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn give_back(&mut self, tree: TreeNo, blocks: u64) -> Result<(), MetaError> {
-        let left = self.sup.used_blocks.checked_sub(blocks);
-        self.sup.used_blocks = left.ok_or(MetaError::Corrupt("super"))?;
-        self.charge(tree, -(blocks as i64), 0)
+    pub(super) fn give_back(&mut self, tree: TreeNo, freed: &Freed) -> Result<(), MetaError> {
+        let blocks = self.sup.used_blocks.checked_sub(freed.blocks);
+        self.sup.used_blocks = blocks.ok_or(MetaError::Corrupt("super"))?;
+        let extents = self.sup.extents.checked_sub(freed.extents);
+        self.sup.extents = extents.ok_or(MetaError::Corrupt("super"))?;
+        self.charge(tree, -(freed.blocks as i64), 0)
     }
 
     pub(super) fn free_inline(&mut self, blocks: u64) -> Result<(), MetaError> {

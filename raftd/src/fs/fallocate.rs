@@ -82,9 +82,9 @@ impl Apply<'_, '_> {
             false => bytes.end / BLOCK,
         };
         let freed = space::free(self.tx, ino, bytes.start.div_ceil(BLOCK)..last)?;
-        let left = blocks.checked_sub(freed);
+        let left = blocks.checked_sub(freed.blocks);
         *blocks = left.ok_or(MetaError::Corrupt("inode"))?;
-        self.give_back(inode.tree, freed)?;
+        self.give_back(inode.tree, &freed)?;
         self.zero(ino, bytes.start..bytes.end.max(last * BLOCK));
         Ok(())
     }

@@ -81,8 +81,8 @@ impl Apply<'_, '_> {
     fn free(&mut self, ino: InodeNo, inode: &Inode) -> Result<(), MetaError> {
         match inode.contents {
             Contents::Backing { .. } => {
-                let blocks = space::cut(self.tx, ino, 0)?;
-                self.give_back(inode.tree, blocks)?;
+                let freed = space::cut(self.tx, ino, 0)?;
+                self.give_back(inode.tree, &freed)?;
                 self.effects.data.push(DataOp::Remove { ino });
             }
             Contents::Directory { .. } => {

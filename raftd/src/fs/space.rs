@@ -18,11 +18,11 @@
 //!
 //! The metadata takes room as well.  An inode, with its first name and the
 //! contents of a small file, counts for one block of the disk, which is about
-//! the most that it can take; so does each further name, and long values count
-//! for as many as they need.  A voter measures its disk and reports that on top of what
-//! was so counted, so what was counted too high comes back with the next
-//! report.  What is removed from the metadata leaves room for metadata only,
-//! which a voter knows and `inodes` of its report says.
+//! the most that it can take; so do each further name and every 32 extents, and
+//! long values count for as many as they need.  A voter measures its disk and
+//! reports that on top of what was so counted, so what was counted too high
+//! comes back with the next report.  What is removed from the metadata leaves
+//! room for metadata only, which a voter knows and `inodes` of its report says.
 
 #![forbid(unsafe_code)]
 
@@ -68,6 +68,8 @@ pub struct Super {
     pub room: Option<Capacity>,
     /// No live peer needs the log up to and including this index.
     pub floor: u64,
+    /// Of all backing files.
+    pub extents: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +86,10 @@ impl Super {
 
     /// What the metadata may take, in units of one inode.
     pub fn records(&self) -> u64 {
-        self.used_inodes.saturating_add(self.extra)
+        let extents = self.extents.div_ceil(EXTENTS_PER_RECORD);
+        self.used_inodes
+            .saturating_add(self.extra)
+            .saturating_add(extents)
     }
 
     /// What all of it may take on a disk, in blocks.
@@ -108,6 +113,13 @@ impl Super {
             return Err(FsError::NoSpace);
         }
         Ok(())
+    }
+
+    /// May this many extents be made?
+    pub(super) fn check_extents(&self, more: u64) -> Result<(), FsError> {
+        let records = |extents: u64| extents.div_ceil(EXTENTS_PER_RECORD);
+        let after = records(self.extents.saturating_add(more));
+        self.check_records(after - records(self.extents))
     }
 }
 
@@ -246,28 +258,21 @@ impl Bitmap {
 /// Blocks that a write will take, found before anything is changed.
 pub(super) struct Plan {
     ino: InodeNo,
-    extents: BTreeMap<u64, Bitmap>,
+    bitmaps: BTreeMap<u64, Bitmap>,
     /// Those that are not there yet.
     pub blocks: u64,
     /// Extents of which nothing was there yet.
-    new: u64,
+    pub extents: u64,
 }
 
 impl Plan {
     pub fn new(ino: InodeNo) -> Plan {
         Plan {
             ino,
-            extents: BTreeMap::new(),
+            bitmaps: BTreeMap::new(),
             blocks: 0,
-            new: 0,
+            extents: 0,
         }
-    }
-
-    /// What the new extents take of the metadata, in units of one inode, which
-    /// has room for the first of a small file's.
-    pub fn records(&self, spills: bool) -> u64 {
-        let new = self.new.saturating_sub(u64::from(spills));
-        new.div_ceil(EXTENTS_PER_RECORD)
     }
 
     /// The bytes of this range need blocks.
@@ -278,7 +283,7 @@ impl Plan {
         }
         for extent in blocks.start / BITS..blocks.end.div_ceil(BITS) {
             let base = extent * BITS;
-            let old = match self.extents.get(&extent) {
+            let old = match self.bitmaps.get(&extent) {
                 Some(planned) => *planned,
                 None => bitmap(v, self.ino, extent)?,
             };
@@ -287,15 +292,15 @@ impl Plan {
             let new = old.or(Bitmap::run(from..to));
             if new != old {
                 self.blocks += new.count() - old.count();
-                self.new += u64::from(old == Bitmap::default());
-                self.extents.insert(extent, new);
+                self.extents += u64::from(old == Bitmap::default());
+                self.bitmaps.insert(extent, new);
             }
         }
         Ok(())
     }
 
     pub fn save(&self, tx: &mut Writer<'_>) {
-        for (extent, bitmap) in &self.extents {
+        for (extent, bitmap) in &self.bitmaps {
             tx.put(&key2(EXTENT, self.ino.0, *extent), bitmap.encode());
         }
     }
@@ -308,18 +313,24 @@ fn bitmap(v: &View<'_>, ino: InodeNo, extent: u64) -> Result<Bitmap, MetaError> 
     }
 }
 
-/// Gives back all blocks that lie whole at or beyond this size; answers how
-/// many.
-pub(super) fn cut(tx: &mut Writer<'_>, ino: InodeNo, size: u64) -> Result<u64, MetaError> {
+/// How much a file has given back.
+#[derive(Default)]
+pub(super) struct Freed {
+    pub blocks: u64,
+    pub extents: u64,
+}
+
+/// Gives back all blocks that lie whole at or beyond this size.
+pub(super) fn cut(tx: &mut Writer<'_>, ino: InodeNo, size: u64) -> Result<Freed, MetaError> {
     free(tx, ino, size.div_ceil(BLOCK)..u64::MAX)
 }
 
-/// Gives back those of these blocks that are there; answers how many.
+/// Gives back those of these blocks that are there.
 pub(super) fn free(
     tx: &mut Writer<'_>,
     ino: InodeNo,
     blocks: Range<u64>,
-) -> Result<u64, MetaError> {
+) -> Result<Freed, MetaError> {
     let mut touched = Vec::new();
     let from = key2(EXTENT, ino.0, blocks.start / BITS);
     for item in tx.range(&from, &key(EXTENT, ino.0))? {
@@ -330,16 +341,17 @@ pub(super) fn free(
         }
         touched.push((extent, Bitmap::decode(value)?));
     }
-    let mut freed = 0;
+    let mut freed = Freed::default();
     for (extent, old) in touched {
         let base = extent * BITS;
         let from = blocks.start.saturating_sub(base).min(BITS);
         let to = blocks.end.saturating_sub(base).min(BITS);
         let new = old.without(Bitmap::run(from..to.max(from)));
-        freed += old.count() - new.count();
+        freed.blocks += old.count() - new.count();
         let key = key2(EXTENT, ino.0, extent);
         if new == Bitmap::default() {
             tx.delete(&key)?;
+            freed.extents += 1;
         } else if new != old {
             tx.put(&key, new.encode());
         }
