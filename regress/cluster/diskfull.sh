@@ -118,6 +118,10 @@ for n in $NODE_LIST; do
 done
 
 # --- all disks fill up, through the mount
+roomy() {
+	[ "$(($(stat -f -c '%a * %S' "$(mnt 1)")))" -gt $((100 << 20)) ]
+}
+must_within "$LIMIT" roomy
 put "$CLUSTER/data" "$(mnt 1)/before" || fail "write"
 mkdir "$(mnt 1)/fill" || fail "mkdir"
 i=0

@@ -22,8 +22,6 @@ use crate::{errno, mount, scenarios, wait_until, Options};
 use common::fs::FsError;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-#[cfg(target_os = "linux")]
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -80,34 +78,6 @@ fn a_failed_part_of_a_write_is_reported() {
         assert_eq!(errno(error), Errno::ENOSPC);
         f.sync_all().unwrap();
     }
-}
-
-/// The next holder of the lock must not be overtaken by what the last one wrote.
-#[cfg(target_os = "linux")]
-#[test]
-fn an_unlock_comes_behind_late_writes() {
-    let Some(m) = mount(brief()) else {
-        return;
-    };
-    m.tree.create("f", b"old");
-    let f = OpenOptions::new().write(true).open(m.path("f")).unwrap();
-    let lock = Flock::lock(f, FlockArg::LockExclusive).unwrap();
-    m.tree.set_mode(Mode::Mute);
-    lock.write_all_at(b"new", 0).unwrap();
-    assert_eq!(errno(lock.sync_all()), Errno::EIO, "in time");
-    thread::scope(|s| {
-        let unlocking = s.spawn(|| lock.unlock().map(drop).map_err(|(_, e)| e));
-        // Time enough for it to be asked for.
-        for i in 0..50 {
-            assert!(!m.path(&format!("absent{i}")).exists());
-        }
-        assert!(!unlocking.is_finished());
-        assert_eq!(m.tree.asked("unlock"), 0);
-        m.tree.speak();
-        unlocking.join().unwrap().unwrap();
-    });
-    assert_eq!(m.tree.asked("unlock"), 1);
-    assert_eq!(fs::read(m.path("f")).unwrap(), b"new");
 }
 
 #[test]

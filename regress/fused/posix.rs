@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 use crate::client::{fails, Client};
+use crate::tree::Mode;
 use crate::{mount, openbsd, scenarios, wait_until, Options};
 use common::fs::S_IFMT;
 use nix::errno::Errno;
@@ -27,6 +28,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::thread;
+use std::time::Duration;
 
 const READ: OFlag = OFlag::O_RDONLY;
 const WRITE: OFlag = OFlag::O_WRONLY;
@@ -395,6 +397,38 @@ fn a_lost_lock_is_told_and_no_lock_costs_nothing() {
     drop(lock);
     assert_eq!(m.tree.asked("unlock"), 0, "it had none any more");
     Flock::lock(beside, FlockArg::LockExclusiveNonblock).unwrap();
+}
+
+/// The next holder of the lock must not be overtaken by what the last one wrote.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_unlock_comes_behind_late_writes() {
+    let options = Options {
+        timeout: Duration::from_secs(1),
+        ..Options::default()
+    };
+    let Some(m) = mount(options) else {
+        return;
+    };
+    m.tree.create("f", b"old");
+    let f = File::options().write(true).open(m.path("f")).unwrap();
+    let lock = Flock::lock(f, FlockArg::LockExclusive).unwrap();
+    m.tree.set_mode(Mode::Mute);
+    lock.write_all_at(b"new", 0).unwrap();
+    assert_eq!(crate::errno(lock.sync_all()), Errno::EIO, "in time");
+    thread::scope(|s| {
+        let unlocking = s.spawn(|| lock.unlock().map(drop).map_err(|(_, e)| e));
+        // Time enough for it to be asked for.
+        for i in 0..50 {
+            assert!(!m.path(&format!("absent{i}")).exists());
+        }
+        assert!(!unlocking.is_finished());
+        assert_eq!(m.tree.asked("unlock"), 0);
+        m.tree.speak();
+        unlocking.join().unwrap().unwrap();
+    });
+    assert_eq!(m.tree.asked("unlock"), 1);
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"new");
 }
 
 #[test]
