@@ -31,6 +31,7 @@ use common::{log_debug, log_warn, sys};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -205,7 +206,7 @@ impl Control {
             false
         }));
         let asked = async {
-            let ino = match self.engine.find(path.as_bytes()).await {
+            let ino = match self.engine.find(Path::new(&path)).await {
                 Ok(ino) => ino,
                 Err(e) => return drop(tx.send(CtlRep::Result(CtlResult::Lock(e)))),
             };

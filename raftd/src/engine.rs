@@ -398,16 +398,19 @@ impl Engine {
     /// What is at a path of this system, if that is at or beneath a mount point
     /// of dfsd.conf, or else at that path of the tree.
     pub fn resolve(&self, path: &Path) -> Result<InodeNo, ReadError> {
-        let conf = self.conf();
-        let beneath = conf.mounts.iter().filter_map(|mount| {
-            let rest = path.strip_prefix(&mount.point).ok()?;
-            Some((mount.point.components().count(), mount.subtree.join(rest)))
-        });
-        let (_, path) = beneath.max().unwrap_or((0, path.to_owned()));
         if path.components().any(|c| c == Component::ParentDir) {
             return Err(FsError::Invalid.into());
         }
-        dirent::walk(&self.store.meta().read(), path.as_os_str().as_bytes())
+        let conf = self.conf();
+        let above = conf.mounts.iter().filter(|m| path.starts_with(&m.point));
+        let (root, path) = match above.max_by_key(|m| m.point.components().count()) {
+            Some(mount) => (
+                self.mounts.root(mount)?,
+                path.strip_prefix(&mount.point).unwrap_or(path),
+            ),
+            None => (InodeNo::ROOT, path),
+        };
+        dirent::walk(&self.store.meta().read(), root, path.as_os_str().as_bytes())
     }
 
     pub fn show_mounts(&self) -> Vec<CtlMount> {
@@ -441,10 +444,10 @@ impl Engine {
         &self.mounts.locks
     }
 
-    /// The inode of a path of the tree, as it is everywhere by now.
-    pub async fn find(&self, path: &[u8]) -> Result<InodeNo, FsError> {
+    /// The same, as it is everywhere by now.
+    pub async fn find(&self, path: &Path) -> Result<InodeNo, FsError> {
         self.barrier.wait(Instant::now() + SHOW_TIMEOUT).await?;
-        match dirent::walk(&self.store.meta().read(), path) {
+        match self.resolve(path) {
             Ok(ino) => Ok(ino),
             Err(ReadError::Fs(e)) => Err(e),
             Err(ReadError::Meta(e)) => fatal!(e, "store"),

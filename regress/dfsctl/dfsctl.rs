@@ -372,7 +372,7 @@ fn lock_runs_a_command() {
     assert_eq!(asked.first(), Some(&CtlReq::ShowMounts));
     match asked.get(1) {
         Some(CtlReq::Lock { path, wait, .. }) => {
-            assert_eq!((path.as_str(), *wait), ("/home/a", true))
+            assert_eq!((path.as_str(), *wait), ("/mnt/home/a", true))
         }
         other => panic!("{other:?}"),
     }

@@ -59,6 +59,11 @@ impl Ops {
                     Ok(known)
                 }
                 (Err(e), true) if state.strict => Err(e),
+                // The subtree has no directory.
+                (Err(FsError::NotFound), true) => {
+                    state.root = None;
+                    Err(FsError::NotFound)
+                }
                 (Err(e), true) => state.root.clone().ok_or(e).map(|attr| Known {
                     attr,
                     ttl: Duration::ZERO,

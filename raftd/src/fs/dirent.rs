@@ -192,11 +192,11 @@ pub fn is_named(
     Ok(find(v, parent, name)?.is_some_and(|e| e.ino == ino))
 }
 
-/// The directory (or file) at a path of plain names from the root; symbolic
+/// The directory (or file) at a path of plain names from a directory; symbolic
 /// links are not followed.
-pub fn walk(v: &View<'_>, path: &[u8]) -> Result<InodeNo, ReadError> {
+pub fn walk(v: &View<'_>, from: InodeNo, path: &[u8]) -> Result<InodeNo, ReadError> {
     let names = path.split(|&b| b == b'/').filter(|name| !name.is_empty());
-    let mut at = InodeNo::ROOT;
+    let mut at = from;
     for name in names {
         at = lookup(v, at, name)?.ino;
     }

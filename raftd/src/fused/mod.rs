@@ -30,6 +30,7 @@ mod seek;
 
 use crate::age::Age;
 use crate::barrier::Barrier;
+use crate::fs::inode::ReadError;
 use crate::fs::op::Op;
 use crate::fs::{dirent, inode, Change};
 use crate::locks::Locks;
@@ -52,7 +53,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{watch, Notify};
@@ -121,8 +122,8 @@ pub struct Fused {
     pub conf: Mount,
     control: Arc<Lane>,
     bulk: Arc<Lane>,
-    /// The subtree's root, once it could be looked up.
-    root: OnceLock<InodeNo>,
+    /// The directory that is the mount's root; 0 while it has not been found.
+    root: AtomicU64,
     open: Mutex<HashMap<InodeNo, Open>>,
     told: Mutex<Told>,
     handles: AtomicU64,
@@ -200,7 +201,7 @@ impl Mounts {
             conf,
             control,
             bulk,
-            root: OnceLock::new(),
+            root: AtomicU64::new(0),
             open: Mutex::new(HashMap::new()),
             told: Mutex::new(Told::Some(HashSet::new())),
             handles: AtomicU64::new(0),
@@ -242,6 +243,18 @@ impl Mounts {
         fused.backlogged.notify_one();
         let held: Vec<InodeNo> = locked(&fused.open).drain().map(|(ino, _)| ino).collect();
         held.into_iter().for_each(|ino| self.closed(ino));
+    }
+
+    /// The directory that a mount shows as its root.
+    pub fn root(&self, conf: &Mount) -> Result<InodeNo, ReadError> {
+        let table = self.table.read().unwrap_or_else(|e| e.into_inner());
+        match table.get(&conf.id).and_then(|fused| fused.root()) {
+            Some(root) => Ok(root),
+            None => {
+                let path = conf.subtree.as_os_str().as_bytes();
+                dirent::walk(&self.store.meta().read(), InodeNo::ROOT, path)
+            }
+        }
     }
 
     pub fn show(&self, confs: &[Mount]) -> Vec<CtlMount> {
@@ -556,6 +569,10 @@ impl Fused {
                 }
             }
             Change::Spilled { ino } => self.spilled(*ino),
+            Change::Orphan { ino } if self.root() == Some(*ino) => {
+                self.root.store(0, Ordering::SeqCst);
+                self.push(&RaftdToFused::InvalAll { index });
+            }
             _ => {}
         }
     }
@@ -581,12 +598,37 @@ impl Fused {
     /// The number by which the mount knows the inode: its root is always 1.
     /// None for an inode that it cannot see.
     fn shown(&self, ino: InodeNo) -> Option<InodeNo> {
-        match self.root.get() {
-            Some(root) if ino == *root => Some(InodeNo::ROOT),
+        match self.root() {
+            Some(root) if ino == root => Some(InodeNo::ROOT),
             Some(_) if ino == InodeNo::ROOT => None,
             Some(_) => Some(ino),
             None => None,
         }
+    }
+
+    fn root(&self) -> Option<InodeNo> {
+        let root = self.root.load(Ordering::SeqCst);
+        (root != 0).then_some(InodeNo(root))
+    }
+
+    /// The directory at the path of the subtree: as with other mounts that one
+    /// stays when it is renamed, but when it is removed it is looked for again.
+    fn find_root(&self) -> Result<InodeNo, FsError> {
+        let meta = self.mounts.store.meta();
+        let path = self.conf.subtree.as_os_str().as_bytes();
+        let found = dirent::walk(&meta.read(), InodeNo::ROOT, path);
+        let root = found.map_err(request::fs_error)?;
+        locked(&self.told).add(root);
+        self.root.store(root.0, Ordering::SeqCst);
+        // It may have been removed in between, and nobody told.
+        let attr = inode::getattr(&meta.read(), root);
+        if attr.map_or(true, |attr| attr.nlink == 0) {
+            self.root.store(0, Ordering::SeqCst);
+            return Err(FsError::NotFound);
+        }
+        let index = *self.mounts.applied.borrow();
+        self.push(&RaftdToFused::InvalAll { index });
+        Ok(root)
     }
 
     /// The other way round.
@@ -599,14 +641,7 @@ impl Fused {
                 false => Err(FsError::Stale),
             };
         }
-        if let Some(root) = self.root.get() {
-            return Ok(*root);
-        }
-        let path = self.conf.subtree.as_os_str().as_bytes();
-        let meta = self.mounts.store.meta();
-        let root = dirent::walk(&meta.read(), path).map_err(request::fs_error)?;
-        locked(&self.told).add(root);
-        Ok(*self.root.get_or_init(|| root))
+        self.root().map_or_else(|| self.find_root(), Ok)
     }
 
     /// The attributes of an inode as the mount may cache them.  For an inode

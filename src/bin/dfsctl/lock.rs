@@ -100,14 +100,18 @@ fn absolute(path: &Path) -> Option<PathBuf> {
     Some(out)
 }
 
-/// Where in the tree the path is: below a mount, or as it stands.
-fn in_tree(path: &Path, mounts: &[CtlMount]) -> PathBuf {
-    let below = mounts.iter().filter_map(|mount| {
-        let rest = path.strip_prefix(&mount.point).ok()?;
-        Some((mount.point.len(), Path::new(&mount.subtree).join(rest)))
-    });
-    let deepest = below.max_by_key(|(len, _)| *len);
-    deepest.map_or_else(|| path.to_path_buf(), |(_, path)| path)
+/// Where the path leads on this system, if that is there: the file, or at least
+/// the directory for it.
+fn real(path: &Path) -> Option<PathBuf> {
+    let parent = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(parent)
+}
+
+/// What raftd shall look for: where the path leads, if that is below a mount;
+/// any other path is one of the tree, where this system's links mean nothing.
+fn wanted(words: PathBuf, real: Option<PathBuf>, mounts: &[CtlMount]) -> PathBuf {
+    let is_below = |path: &PathBuf| mounts.iter().any(|mount| path.starts_with(&mount.point));
+    real.filter(is_below).unwrap_or(words)
 }
 
 /// Why the command does not run.
@@ -128,8 +132,9 @@ impl Lock {
             log_warnx!("dfsctl: {shown}: no current directory");
             return ExitCode::from(EX_NOINPUT);
         };
+        let real = real(&path);
         narrow("stdio proc exec");
-        let fence = match self.acquire(channel, &path) {
+        let fence = match self.acquire(channel, path, real) {
             Ok(Ok(fence)) => fence,
             Ok(Err(result)) => {
                 log_warnx!("dfsctl: {shown}: {result}");
@@ -168,15 +173,16 @@ impl Lock {
     fn acquire(
         &self,
         channel: &mut Channel,
-        path: &Path,
+        words: PathBuf,
+        real: Option<PathBuf>,
     ) -> Result<Result<u64, CtlResult>, ImsgError> {
         let mounts = match ask(channel, &CtlReq::ShowMounts)? {
             Answer::Records(records) => records.mounts,
             Answer::Result(result) => return Ok(Err(result)),
             Answer::Closed => return Ok(Err(CtlResult::Failed)),
         };
-        let path = in_tree(path, &mounts);
-        let Some(path) = path.to_str().map(String::from) else {
+        let path = wanted(words, real, &mounts).into_os_string();
+        let Ok(path) = path.into_string() else {
             return Ok(Err(CtlResult::Lock(FsError::NotFound)));
         };
         let pid = std::process::id();
@@ -214,14 +220,15 @@ impl Lock {
 struct Running {
     child: Child,
     /// In a process group of its own; not at a terminal, where that would be
-    /// in the background.
+    /// in the background and stopped when it reads.
     apart: bool,
     lost: bool,
 }
 
 impl Running {
     fn start(words: &[String], fence: u64) -> std::io::Result<Running> {
-        let apart = !std::io::stdin().is_terminal();
+        let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+        let apart = !(stdin.is_terminal() || stdout.is_terminal() || stderr.is_terminal());
         let (name, args) = words.split_first().ok_or(std::io::ErrorKind::NotFound)?;
         let mut command = Command::new(name);
         command.args(args).env(FENCE, fence.to_string());
@@ -236,8 +243,10 @@ impl Running {
     fn signal(&self, signal: Signal) {
         let pid = self.child.id() as i32;
         let to = if self.apart { -pid } else { pid };
-        // It may have ended.
-        let _ = proc::kill(Pid::from_raw(to), signal);
+        // One that is stopped hears nothing.  It may have ended.
+        for signal in [signal, Signal::SIGCONT] {
+            let _ = proc::kill(Pid::from_raw(to), signal);
+        }
     }
 
     fn wait(
@@ -341,22 +350,22 @@ mod tests {
             open: 0,
             state: MountState::Serving,
         };
-        let mounts = [
-            mount("/var/www", "/www"),
-            mount("/var/www/deep", "/other"),
-            mount("/data", "/"),
-        ];
+        let mounts = [mount("/var/www", "/www"), mount("/data", "/")];
         for (path, want) in [
-            ("/var/www/a/b", "/www/a/b"),
-            ("/var/www/./a/../c", "/www/c"),
-            ("/var/www/deep/x", "/other/x"),
-            ("/var/wwwx", "/var/wwwx"),
-            ("/data/x", "/x"),
-            ("/data", "/"),
+            ("/var/www/a/b", "/var/www/a/b"),
+            ("/var/www/./a/../c", "/var/www/c"),
             ("/../..", "/"),
         ] {
             let path = absolute(Path::new(path)).unwrap();
-            assert_eq!(in_tree(&path, &mounts), Path::new(want));
+            assert_eq!(path, Path::new(want));
+        }
+        for (real, want) in [
+            (Some("/data/x"), "/data/x"),
+            (Some("/datax"), "/words"),
+            (None, "/words"),
+        ] {
+            let found = wanted("/words".into(), real.map(PathBuf::from), &mounts);
+            assert_eq!(found, Path::new(want));
         }
         assert!(absolute(Path::new("x")).unwrap().is_absolute());
     }
