@@ -163,6 +163,9 @@ pub enum FsOp {
     Setattr {
         ino: InodeNo,
         set: SetAttr,
+        /// It may be answered when it is queued: who made the file, and has not
+        /// closed it yet, asks, and hears of a failure when he does.
+        early: bool,
     },
     Readlink {
         ino: InodeNo,
@@ -222,6 +225,7 @@ pub enum FsOp {
     /// Counted: the inode outlives its names until as many Release.
     Open {
         ino: InodeNo,
+        write: bool,
         /// By a LookupHold of the same call: no name need lead to it any more.
         held: bool,
     },
@@ -344,7 +348,7 @@ impl FsOp {
 /// The whole is at most FUSED_FRAME_MAX.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum RaftdToFused {
-    /// A large WRITE, or a SETATTR of a file made and still open here, is queued
+    /// A large WRITE, or a SETATTR that may be answered early, is queued
     /// and will be applied in order; `attr` as it will be, for a SETATTR.
     /// Rep follows.
     Accepted { id: ReqId, attr: Option<Attr> },

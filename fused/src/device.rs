@@ -576,18 +576,27 @@ impl Filesystem for Device {
             true => write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             false => !mapped && req.uid() != 0,
         };
-        let write = Write {
+        let at = At {
             ino: ino(inode),
             fh: Fh(fh.0),
             offset,
+        };
+        let write = Write {
+            at,
             data,
             flags: flags.0,
             mapped,
             kill_priv,
         };
+        let (ops, len) = (self.ops.clone(), data.len() as u64);
         let reply = Box::new(move |result| match result {
             Ok(len) => reply.written(len),
-            Err(e) => reply.error(errno(e)),
+            Err(e) => {
+                if !mapped {
+                    ops.write_refused(at, len, flags.0);
+                }
+                reply.error(errno(e));
+            }
         });
         self.ops.write(cred(req), write, reply);
     }

@@ -112,6 +112,8 @@ pub struct Busy<W> {
     pub opens: u32,
     /// Of these opens, those whose writes and reads go through the pages.
     pub buffered: u32,
+    /// The open that made it.
+    pub made: Option<Fh>,
     pub backing: Option<Arc<Backing>>,
     /// Its place in the clock, if it has a backing file.
     place: u64,
@@ -128,6 +130,7 @@ impl<W> Default for Busy<W> {
         Busy {
             opens: 0,
             buffered: 0,
+            made: None,
             backing: None,
             place: 0,
             used: false,
@@ -147,6 +150,8 @@ pub struct Inode<W> {
     pub version: Option<u64>,
     /// The kernel believes that it has the set-user-id or set-group-id bit.
     pub setid: bool,
+    /// The size that the kernel knows, if it knows the inode.
+    size: u64,
     /// A directory of whose listing the kernel may keep something.
     pub listed: bool,
     /// Whether it has extended attributes, if that is known: by the newest
@@ -169,6 +174,7 @@ impl<W> Default for Inode<W> {
             index: 0,
             version: None,
             setid: false,
+            size: 0,
             listed: false,
             xattrs: None,
             access_due: i64::MIN,
@@ -186,9 +192,19 @@ impl<W> Inode<W> {
     pub fn show(&mut self, attr: &Attr, index: u64) -> bool {
         self.setid = attr.is_file() && attr.mode & (S_ISUID | S_ISGID) != 0;
         self.see_access(attr);
+        self.size = attr.size;
         let newest = self.is_newest(index);
         self.index = self.index.max(index);
         newest
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The kernel is told that bytes up to there are written.
+    pub fn grow(&mut self, end: u64) {
+        self.size = self.size.max(end);
     }
 
     /// Whether attributes as of that index are older than others before.
@@ -473,10 +489,17 @@ pub struct Handle {
     pub direct: bool,
     /// Its close waits for changes that it may have made.
     pub settles: bool,
+    /// The thread that made the file by it, until it closes it.
+    pub maker: Option<u32>,
     /// A write that was answered and then failed; reported once.
     error: Option<FsError>,
     /// Where its last WRITE ended, if that did not fail.
     wrote_to: Option<u64>,
+    /// The last WRITE was without pages and failed.
+    unpaged: bool,
+    /// To which size the kernel may cut the file because a WRITE has failed, and
+    /// the size that it was told last before.
+    cut_to: Option<(u64, u64)>,
     /// A lock that was taken through it is lost.
     lost: bool,
 }
@@ -489,8 +512,11 @@ impl Handle {
             sync,
             direct,
             settles: write,
+            maker: None,
             error: None,
             wrote_to: None,
+            unpaged: false,
+            cut_to: None,
             lost: false,
         }
     }
@@ -557,16 +583,49 @@ impl Handles {
     /// part of the same write(2): Linux cuts that at 1 MiB, at a page of which
     /// only the end is written, and wherever copying stops; and of a part that
     /// fails behind others it tells the program nothing but their bytes.  So the
-    /// error is kept for the next who asks, and may be told twice.
-    pub fn write_error(&mut self, fh: Fh, offset: u64, len: usize) -> Option<FsError> {
+    /// error is kept for the next who asks, and may be told twice; and once more
+    /// if the part was to go without pages: Linux then tries it with them.
+    pub fn write_error(
+        &mut self,
+        fh: Fh,
+        offset: u64,
+        len: usize,
+        unpaged: bool,
+    ) -> Option<FsError> {
         let goes_on = self.table.get(&fh)?.wrote_to == Some(offset);
         let error = match goes_on {
             true => self.error(fh),
             false => self.take_error(fh),
         };
         let end = offset.saturating_add(len as u64);
-        self.table.get_mut(&fh)?.wrote_to = error.is_none().then_some(end);
+        let handle = self.table.get_mut(&fh)?;
+        let again = unpaged && goes_on && !handle.unpaged;
+        handle.unpaged = error.is_some() && again;
+        handle.wrote_to = match error {
+            None => Some(end),
+            Some(_) => again.then_some(offset),
+        };
+        if error.is_none() {
+            handle.cut_to = None;
+        }
         error
+    }
+
+    /// A WRITE has failed that would have made a file of `size`, as the kernel
+    /// knows it, longer.  To take back a write without pages, or one that nobody
+    /// waits for, Linux then cuts the file to that size; but it may be an old
+    /// one, and what is behind it others have written.
+    pub fn write_refused(&mut self, fh: Fh, size: u64, told: u64, unpaged: bool) {
+        if let Some(handle) = self.table.get_mut(&fh).filter(|h| h.direct || unpaged) {
+            handle.cut_to = Some((size, told));
+        }
+    }
+
+    /// Whether a truncation to `size` is the one that follows on that.  Who has
+    /// asked for the size since then, and the kernel was told another, means it.
+    pub fn takes_back(&mut self, fh: Fh, size: u64, told: u64) -> bool {
+        let handle = self.table.get_mut(&fh);
+        handle.and_then(|h| h.cut_to.take()) == Some((size, told))
     }
 
     pub fn lose(&mut self, fh: Fh) {
@@ -579,9 +638,23 @@ impl Handles {
         self.table.get(&fh).is_some_and(|handle| handle.lost)
     }
 
-    pub fn settle(&mut self, fh: Fh) {
+    /// The thread has made the file by opening it so.
+    pub fn made(&mut self, fh: Fh, maker: u32) {
         if let Some(handle) = self.table.get_mut(&fh) {
             handle.settles = true;
+            handle.maker = Some(maker);
+        }
+    }
+
+    /// The handle by which the thread has made the file and not closed it yet.
+    pub fn made_by(&self, fh: Fh, ino: InodeNo, maker: u32) -> Option<Fh> {
+        let handle = self.table.get(&fh)?;
+        (handle.ino == ino && handle.maker == Some(maker)).then_some(fh)
+    }
+
+    pub fn closing(&mut self, fh: Fh) {
+        if let Some(handle) = self.table.get_mut(&fh) {
+            handle.maker = None;
         }
     }
 }
@@ -643,14 +716,20 @@ mod tests {
         assert_eq!(handles.take_error(other), None);
 
         // The kernel hides it if the two are one write(2).
-        assert_eq!(handles.write_error(writer, 0, 10), None);
+        assert_eq!(handles.write_error(writer, 0, 10, false), None);
         handles.fail(a, Some(writer), FsError::Quota);
-        assert_eq!(handles.write_error(writer, 10, 5), Some(FsError::Quota));
-        assert_eq!(handles.write_error(writer, 10, 5), Some(FsError::Quota));
-        assert_eq!(handles.write_error(writer, 10, 5), None);
+        assert_eq!(
+            handles.write_error(writer, 10, 5, false),
+            Some(FsError::Quota)
+        );
+        assert_eq!(
+            handles.write_error(writer, 10, 5, false),
+            Some(FsError::Quota)
+        );
+        assert_eq!(handles.write_error(writer, 10, 5, false), None);
         handles.fail(a, Some(writer), FsError::Io);
-        assert_eq!(handles.write_error(writer, 10, 5), Some(FsError::Io));
-        assert_eq!(handles.write_error(writer, 15, 5), None);
+        assert_eq!(handles.write_error(writer, 10, 5, false), Some(FsError::Io));
+        assert_eq!(handles.write_error(writer, 15, 5, false), None);
 
         // From a mapping, or the handle is closed by now.
         handles.close(writer);

@@ -50,7 +50,7 @@ use crate::backing::Reads;
 use crate::cache::{Changes, Invalidations, Keeper, LostNames, Names, TTL};
 use crate::handle::{Handle, Handles, Inodes};
 use crate::ops::attrs::Setting;
-use crate::ops::contents::{Opening, Writing};
+use crate::ops::contents::{Opening, Write, Writing};
 use crate::ops::locks::Owners;
 use crate::ops::names::is_dot;
 use crate::ops::waiters::Waiters;
@@ -60,6 +60,7 @@ use crate::{lock, spawn, wait, wait_timeout};
 use common::conf::Mount;
 use common::fs::{Attr, Cred, Fh, FsError, InodeNo, ReqId, Statfs};
 use common::msg::{FsOp, FsRep, FusedToRaftd};
+use common::sys::file::O_DIRECT;
 use common::{fatalx, sys};
 use nix::errno::Errno;
 use std::collections::HashMap;
@@ -237,6 +238,20 @@ impl State {
         refused.then_some(FsError::ReadOnly)
     }
 
+    /// Whether the kernel is answered only when the write is applied.  From a
+    /// mapping nobody waits for the answer; and if that is an error, the kernel
+    /// tells all that call msync(2) or fsync(2), by whatever descriptor.
+    fn is_sync(&self, write: &Write<'_>) -> bool {
+        let asked = write.flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        let handle = self.handles.get(write.at.fh);
+        asked || write.mapped || handle.is_some_and(|handle| handle.sync)
+    }
+
+    /// The size that the kernel was told last.
+    fn told_size(&mut self, ino: InodeNo) -> u64 {
+        self.inodes.get(ino).map_or(0, |inode| inode.size())
+    }
+
     fn fsync_error(&mut self, fh: Fh) -> Option<FsError> {
         self.handles.take_error(fh)
     }
@@ -360,8 +375,9 @@ impl State {
     fn open(&mut self, ino: InodeNo, flags: i32) -> Opening {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let sync = flags & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.strict;
-        // The kernel's own idea of the end of the file is not good enough.
-        let direct = flags & libc::O_APPEND != 0 || self.strict;
+        // The kernel's own idea of the end of the file is not good enough.  Nor
+        // for O_DIRECT, where it even cuts the file there when a write fails.
+        let direct = flags & (libc::O_APPEND | O_DIRECT) != 0 || self.strict;
         let busy = self.inodes.get_or_new(ino).busy();
         busy.opens += 1;
         busy.buffered += u32::from(!direct);
@@ -779,11 +795,16 @@ mod tests {
             FsOp::Setattr {
                 ino,
                 set: common::fs::SetAttr::default(),
+                early: false,
             },
         ];
         assert!(changing.iter().all(changes_tree));
         let looking = [
-            FsOp::Open { ino, held: false },
+            FsOp::Open {
+                ino,
+                write: true,
+                held: false,
+            },
             FsOp::Getattr { ino },
             FsOp::Fsync { ino },
             FsOp::Release { ino },

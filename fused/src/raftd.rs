@@ -323,7 +323,11 @@ mod tests {
         };
         let long = insert(30, None);
         let ino = InodeNo(2);
-        let open = FsOp::Open { ino, held: false };
+        let open = FsOp::Open {
+            ino,
+            write: false,
+            held: false,
+        };
         let short = insert(1, Some(open));
         assert_eq!(requests.oldest(), long);
         assert!(requests.expire(start).is_none());

@@ -44,6 +44,13 @@ fn close(f: File) -> nix::Result<()> {
     nix::unistd::close(f.into_raw_fd())
 }
 
+/// O_DIRECT, where the system has it.
+const UNPAGED: OFlag = OFlag::from_bits_retain(common::sys::file::O_DIRECT);
+
+fn set_flags(f: &File, flags: OFlag) {
+    nix::fcntl::fcntl(f, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
+}
+
 /// The kernel cuts a write where a page begins or 1 MiB is full, and hides the
 /// error of a part behind those that it has.
 #[test]
@@ -54,12 +61,16 @@ fn a_failed_part_of_a_write_is_reported() {
     let f = File::create(m.path("f")).unwrap();
     let other = File::create(m.path("f")).unwrap();
     let bytes = vec![1; 6 << 20];
-    for round in 0..60 {
-        let (offset, bytes) = match round % 3 {
+    for round in 0..80 {
+        let (offset, bytes) = match round % 4 {
             0 => (0, &bytes[..]),
             1 => (100, &bytes[..10_000]),
-            _ => (100, &bytes[..3 << 20]),
+            2 => (100, &bytes[..3 << 20]),
+            _ => (0, &bytes[..3 << 20]),
         };
+        // Without pages Linux tries the part that failed once more, with them.
+        let unpaged = round % 4 == 3;
+        set_flags(&f, if unpaged { UNPAGED } else { OFlag::empty() });
         m.tree.set_mode(Mode::Refuse(FsError::NoSpace));
         let written = f.write_at(bytes, offset);
         // It has no error to tell, but waits for all parts.
@@ -170,7 +181,6 @@ fn queued_attributes_are_awaited_at_close() {
     let Some(m) = mount(Options::default()) else {
         return;
     };
-    m.tree.accept_setattr();
     let f = File::create(m.path("f")).unwrap();
     m.tree.set_mode(Mode::Hold);
     f.write_all_at(b"x", 0).unwrap();
@@ -186,13 +196,65 @@ fn queued_attributes_are_awaited_at_close() {
     let mode = fs::metadata(m.path("f")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
 
-    let f = OpenOptions::new().write(true).open(m.path("f")).unwrap();
+    let mut options = OpenOptions::new();
+    let made = OFlag::O_CREAT.bits();
+    options.read(true).custom_flags(made).mode(0o600);
+    let f = options.open(m.path("g")).unwrap();
     m.tree.set_mode(Mode::Refuse(FsError::NotOwner));
-    f.set_permissions(fs::Permissions::from_mode(0o644))
-        .unwrap();
+    fs::set_permissions(m.path("g"), fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(close(f), Err(Errno::EPERM));
-    let mode = fs::metadata(m.path("f")).unwrap().permissions().mode();
+    let mode = fs::metadata(m.path("g")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
+}
+
+/// Nobody else would hear of a failure.
+#[test]
+fn attributes_are_queued_for_the_maker_alone() {
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    let f = File::create(m.path("f")).unwrap();
+    let beside = File::open(m.path("f")).unwrap();
+    // What is queued is refused.
+    m.tree.set_mode(Mode::Refuse(FsError::NotOwner));
+    let chmod = |mode: u32| {
+        fs::set_permissions(m.path("f"), fs::Permissions::from_mode(mode)).unwrap();
+        m.tree.attr("f").mode & 0o7777 == mode
+    };
+    assert!(thread::scope(|s| s.spawn(|| chmod(0o600)).join().unwrap()));
+    assert!(!chmod(0o640), "not queued");
+    assert_eq!(close(f.try_clone().unwrap()), Err(Errno::EPERM));
+    assert!(chmod(0o604), "after the close");
+    assert_eq!(errno(f.sync_all()), Errno::EPERM);
+    close(f).unwrap();
+    assert!(chmod(0o660));
+    close(beside).unwrap();
+}
+
+/// What was told to have failed in time does not come behind what is done now.
+#[test]
+fn a_late_write_is_not_overtaken() {
+    let Some(m) = mount(brief()) else {
+        return;
+    };
+    let f = File::create(m.path("f")).unwrap();
+    let blocked = m.tree.block();
+    let late = f.write_all_at(&vec![1; 1 << 20], 0);
+    assert_eq!(errno(late), Errno::EIO);
+    thread::scope(|s| {
+        let next = s.spawn(|| {
+            f.write_all_at(&[2; 10], 0).unwrap();
+            f.set_len(100)
+        });
+        // Time enough for it to be asked for.
+        for i in 0..50 {
+            assert!(!m.path(&format!("absent{i}")).exists());
+        }
+        drop(blocked);
+        next.join().unwrap().unwrap();
+    });
+    f.sync_all().unwrap();
+    assert_eq!(m.tree.contents("f"), [&[2; 10][..], &[1; 90]].concat());
 }
 
 #[test]

@@ -431,6 +431,35 @@ fn an_unlock_comes_behind_late_writes() {
     assert_eq!(fs::read(m.path("f")).unwrap(), b"new");
 }
 
+/// Linux cuts a file to the size that it knows when such a write fails.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_failed_direct_write_cuts_nothing_off() {
+    use nix::fcntl::{fcntl, FcntlArg};
+    use std::os::unix::fs::OpenOptionsExt;
+    let Some(m) = mount(Options::default()) else {
+        return;
+    };
+    m.tree.create("f", &[1; 4096]);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    let turned = options.open(m.path("f")).unwrap();
+    fcntl(&turned, FcntlArg::F_SETFL(OFlag::O_DIRECT)).unwrap();
+    options.custom_flags(OFlag::O_DIRECT.bits());
+    let opened = options.open(m.path("f")).unwrap();
+    m.tree.write("f", 4096, &[2; 1 << 20]);
+    for f in [opened, turned] {
+        let far = f.write_at(&[3; 4096], 1 << 43);
+        assert_eq!(crate::errno(far), Errno::EFBIG);
+        assert_eq!(m.tree.attr("f").size, 4096 + (1 << 20));
+        assert_eq!(f.metadata().unwrap().len(), 4096 + (1 << 20));
+        // One that is meant.
+        f.set_len(4096).unwrap();
+        assert_eq!(m.tree.attr("f").size, 4096);
+        m.tree.write("f", 4096, &[2; 1 << 20]);
+    }
+}
+
 #[test]
 fn a_write_takes_away_privileges_at_once() {
     let Some(m) = mount(Options::default()) else {

@@ -84,7 +84,6 @@ struct State {
     index: u64,
     mode: Mode,
     /// SETATTR is accepted before it is applied, as of a new file.
-    accept_setattr: bool,
     held: Vec<Change>,
     /// Reads of an inode with held changes.
     deferred: Vec<(ReqId, FsOp)>,
@@ -169,7 +168,6 @@ impl Tree {
             cookie: 2,
             index: 1,
             mode: Mode::Apply,
-            accept_setattr: false,
             held: Vec::new(),
             deferred: Vec::new(),
             lost: Vec::new(),
@@ -258,7 +256,11 @@ impl Tree {
                 }
                 return self.change(state, Change { id, op, data });
             }
-            FsOp::Setattr { ino, set } if state.accept_setattr => {
+            FsOp::Setattr {
+                ino,
+                set,
+                early: true,
+            } => {
                 let attr = state.preview(*ino, set);
                 self.send(&RaftdToFused::Accepted { id, attr }, None, &[]);
                 return self.change(state, Change { id, op, data });
@@ -322,10 +324,6 @@ impl Tree {
     /// Takes no more writes, until dropped.
     pub fn block(&self) -> MutexGuard<'_, ()> {
         self.gate.lock().unwrap()
-    }
-
-    pub fn accept_setattr(&self) {
-        self.state().accept_setattr = true;
     }
 
     /// Applies what is held, and goes on applying.
@@ -462,7 +460,7 @@ impl Tree {
         match &op {
             _ if quietly => (),
             FsOp::Write { ino, offset, .. } => inode(*ino, Some(*offset)),
-            FsOp::Setattr { ino, set } => inode(*ino, set.size),
+            FsOp::Setattr { ino, set, .. } => inode(*ino, set.size),
             FsOp::Setxattr { ino, .. } | FsOp::Removexattr { ino, .. } => inode(*ino, None),
             FsOp::Rename {
                 parent,
@@ -532,7 +530,12 @@ impl Tree {
             size: Some(size),
             ..SetAttr::default()
         };
-        self.elsewhere(FsOp::Setattr { ino, set }, &[], false);
+        self.set_attr(ino, set);
+    }
+
+    fn set_attr(&self, ino: InodeNo, set: SetAttr) {
+        let early = false;
+        self.elsewhere(FsOp::Setattr { ino, set, early }, &[], false);
     }
 
     pub fn chmod(&self, path: &str, mode: u32) {
@@ -541,7 +544,7 @@ impl Tree {
             mode: Some(mode),
             ..SetAttr::default()
         };
-        self.elsewhere(FsOp::Setattr { ino, set }, &[], false);
+        self.set_attr(ino, set);
     }
 
     pub fn set_xattr(&self, path: &str, name: &str, value: &[u8]) {
@@ -1061,7 +1064,7 @@ impl State {
             }
             FsOp::TestLock { .. } => FsRep::Lock(None),
             FsOp::Getattr { ino } => FsRep::Attr(self.get(*ino)?.attr.clone()),
-            FsOp::Setattr { ino, set } => {
+            FsOp::Setattr { ino, set, .. } => {
                 if let Some(size) = set.size {
                     self.resize(*ino, size)?;
                 }

@@ -23,6 +23,13 @@ use std::os::fd::AsFd;
 /// file is either mapped or read and written, never both at a time.
 pub const MAP_SHOWS_WRITES: bool = cfg!(not(target_os = "openbsd"));
 
+/// open(2): no pages between the program and the file.  No bit where there is no
+/// such thing.
+#[cfg(target_os = "linux")]
+pub const O_DIRECT: i32 = nix::fcntl::OFlag::O_DIRECT.bits();
+#[cfg(not(target_os = "linux"))]
+pub const O_DIRECT: i32 = 0;
+
 /// Brings all of the file system of `fd` to the disk at once.  None where no
 /// call does that and also tells errors.
 #[cfg(target_os = "linux")]

@@ -39,6 +39,8 @@ impl Ops {
         match &mut request.then {
             Then::Write(writing) if !writing.sync => {
                 let (reply, len) = (writing.reply.take(), writing.len);
+                let (ino, end) = writing.range();
+                state.inodes.get_or_new(ino).grow(end);
                 drop(state);
                 if let Some(reply) = reply {
                     reply(Ok(len));

@@ -87,13 +87,26 @@ impl Ops {
         if set.size.is_some_and(|size| size > FILE_MAX) {
             return reply(Err(Errno::EFBIG));
         }
-        let set_size = set.size.is_some();
+        let set_to = set.size;
+        let set_size = set_to.is_some();
         let range = if set_size { 0..u64::MAX } else { 0..0 };
-        let op = FsOp::Setattr { ino, set };
         let mut state = lock(&self.state);
+        // By path as well, as tar does it.
+        let made = state.inodes.if_busy(ino).and_then(|busy| busy.made);
+        let maker = made.and_then(|made| state.handles.made_by(made, ino, pid));
+        let early = maker.is_some() && !set_size;
+        let fh = if early { maker } else { fh };
+        let op = FsOp::Setattr { ino, set, early };
         if set_size && fh.is_some_and(|fh| state.handles.is_lost(fh)) {
             drop(state);
             return reply(Err(Errno::EIO));
+        }
+        if let (Some(size), Some(fh)) = (set_to, fh) {
+            let told = state.told_size(ino);
+            if state.handles.takes_back(fh, size, told) {
+                drop(state);
+                return self.getattr(Caller { cred, pid }, ino, reply);
+            }
         }
         if let Some(e) = state.refuse(&self.mount, &op) {
             drop(state);
@@ -110,8 +123,9 @@ impl Ops {
         let inode = state.inodes.get_or_new(ino);
         inode.clear(set_size);
         inode.busy().pending.begin(id, range);
+        let lane = self.lane_of(&state, ino);
         drop(state);
-        self.control.send(&FusedToRaftd::Req { id, cred, op });
+        lane.send(&FusedToRaftd::Req { id, cred, op });
     }
 
     /// A SETATTR is applied, or never will be.

@@ -23,9 +23,11 @@ use crate::ahead::{Plan, Round, AHEAD};
 use crate::backing::{Backing, Read};
 use crate::cache::Keeper;
 use crate::lock;
+use crate::raftd::Lane;
 use crate::raftd::SMALL;
 use common::fs::{Cred, Fh, FsError, InodeNo, ReqId, FILE_MAX, IO_MAX};
 use common::msg::{FsOp, FsRep, FusedToRaftd};
+use common::sys::file::O_DIRECT;
 use nix::errno::Errno;
 use std::sync::atomic::Ordering;
 use std::sync::MutexGuard;
@@ -56,11 +58,9 @@ pub struct At {
 }
 
 pub struct Write<'a> {
-    pub ino: InodeNo,
-    pub fh: Fh,
-    pub offset: u64,
+    pub at: At,
     pub data: &'a [u8],
-    /// O_APPEND, O_SYNC, O_DSYNC.
+    /// O_APPEND, O_SYNC, O_DSYNC, O_DIRECT.
     pub flags: i32,
     /// From a mapping: handle and caller are the kernel's guess.
     pub mapped: bool,
@@ -81,6 +81,13 @@ pub struct Writing {
     pub(super) reply: Option<Reply<u32>>,
 }
 
+impl Writing {
+    /// Of which inode, and how far, as the kernel has it.
+    pub(super) fn range(&self) -> (InodeNo, u64) {
+        (self.ino, self.offset.saturating_add(u64::from(self.len)))
+    }
+}
+
 /// As much as was asked for.
 fn first(data: &[u8], want: u32) -> &[u8] {
     data.get(..want as usize).unwrap_or(data)
@@ -99,7 +106,7 @@ impl Ops {
             return reply(Err(Errno::EROFS));
         }
         let held = lock(&self.state).retries.may_open(pid, ino, Instant::now());
-        let op = FsOp::Open { ino, held };
+        let op = FsOp::Open { ino, write, held };
         self.ask(cred, op, move |ops, answer| {
             ops.opened((pid, held), ino, flags, answer, reply);
         });
@@ -355,8 +362,8 @@ impl Ops {
 
     pub fn write(&self, cred: Cred, write: Write<'_>, reply: Reply<u32>) {
         let deadline = self.deadline();
-        let (ino, offset, len) = (write.ino, write.offset, write.data.len() as u32);
-        let end = offset.saturating_add(u64::from(len));
+        let At { ino, fh, offset } = write.at;
+        let end = offset.saturating_add(write.data.len() as u64);
         if end > FILE_MAX {
             return reply(Err(Errno::EFBIG));
         }
@@ -364,38 +371,66 @@ impl Ops {
             return reply(Err(Errno::EINVAL));
         }
         if !self.wait_room(deadline) {
-            return reply(Err(Errno::EIO));
+            return self.refuse_write(&write, FsError::Io, reply);
         }
+        let mut state = lock(&self.state);
         let append = write.flags & libc::O_APPEND != 0 && !write.mapped;
-        let asked = write.flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
         let op = FsOp::Write {
             ino,
             offset,
-            len,
+            len: write.data.len() as u32,
             append,
             kill_priv: write.kill_priv,
-            sync: asked
-                || lock(&self.state)
-                    .handles
-                    .get(write.fh)
-                    .is_some_and(|h| h.sync),
+            sync: append || state.is_sync(&write),
         };
-        let mut state = lock(&self.state);
-        let handles = &mut state.handles;
         let failed = match write.mapped {
             // Its handle is any that can write.
-            true => handles.is_lost(write.fh).then_some(FsError::Io),
-            false => handles.write_error(write.fh, offset, write.data.len()),
+            true => None,
+            false => {
+                let unpaged = write.flags & O_DIRECT != 0;
+                let handles = &mut state.handles;
+                handles.write_error(fh, offset, write.data.len(), unpaged)
+            }
         };
         if let Some(e) = failed.or_else(|| state.refuse(&self.mount, &op)) {
             drop(state);
-            return reply(Err(errno(e)));
+            return self.refuse_write(&write, e, reply);
         }
-        let handle = state.handles.get(write.fh);
-        let sync = append || asked || handle.is_some_and(|h| h.sync);
-        let direct = handle.is_some_and(|h| h.direct);
+        self.send_write(state, cred, (op, write), deadline, reply);
+    }
+
+    /// What a mapping holds and the tree will not must not be shown, nor written
+    /// back with the rest of its page some day.
+    fn refuse_write(&self, write: &Write<'_>, e: FsError, reply: Reply<u32>) {
+        if write.mapped {
+            let ino = write.at.ino;
+            if let Some(inode) = lock(&self.state).inodes.get(ino) {
+                inode.version = None;
+            }
+            self.stale_inode(ino, Some(0));
+        }
+        reply(Err(errno(e)));
+    }
+
+    fn send_write(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        cred: Cred,
+        (op, write): (FsOp, Write<'_>),
+        deadline: Instant,
+        reply: Reply<u32>,
+    ) {
+        let At { ino, fh, offset } = write.at;
+        let FsOp::Write {
+            len, append, sync, ..
+        } = op
+        else {
+            unexpected();
+        };
+        let direct = state.handles.get(fh).is_some_and(|h| h.direct);
+        let late = state.requests.is_late(ino);
         let busy = state.inodes.get_or_new(ino).busy();
-        let quick = write.data.len() <= SMALL || busy.quick > 0;
+        let quick = busy.quick > 0 || (write.data.len() <= SMALL && !late);
         busy.quick += u32::from(quick);
         let at_once = quick && !sync && state.quick_bytes <= QUICK_MAX;
         state.quick_bytes += if quick { u64::from(len) } else { 0 };
@@ -405,7 +440,7 @@ impl Ops {
         };
         let writing = Writing {
             ino,
-            fh: (!write.mapped).then_some(write.fh),
+            fh: (!write.mapped).then_some(fh),
             offset,
             len,
             append,
@@ -414,11 +449,15 @@ impl Ops {
             quick,
             reply: later,
         };
+        let (_, end) = writing.range();
         let then = Then::Write(Box::new(writing));
         let id = self.register(&mut state, deadline, &op, then);
         let range = offset..if append { u64::MAX } else { end };
         let inode = state.inodes.get_or_new(ino);
         inode.clear(true);
+        if at_once {
+            inode.grow(end);
+        }
         inode.busy().pending.begin(id, range);
         drop(state);
         let req = FusedToRaftd::Req { id, cred, op };
@@ -426,6 +465,29 @@ impl Ops {
         lane.send_with(&req, write.data);
         if let Some(reply) = now {
             reply(Ok(len));
+        }
+    }
+
+    /// Notes what the kernel, told of an error, may do next.
+    pub fn write_refused(&self, at: At, len: u64, flags: i32) {
+        let mut state = lock(&self.state);
+        let told = state.told_size(at.ino);
+        let size = match flags & libc::O_APPEND {
+            0 => told,
+            _ => at.offset,
+        };
+        if at.offset.saturating_add(len) > size {
+            let unpaged = flags & O_DIRECT != 0;
+            state.handles.write_refused(at.fh, size, told, unpaged);
+        }
+    }
+
+    /// Of the changes of an inode whose time is over some may still be on their
+    /// way in the bulk lane, and nothing that comes later may overtake them.
+    pub(super) fn lane_of(&self, state: &State, ino: InodeNo) -> &Lane {
+        match state.requests.is_late(ino) {
+            true => &self.bulk,
+            false => &self.control,
         }
     }
 
@@ -472,6 +534,7 @@ impl Ops {
         let inode = state.inodes.get_or_new(ino);
         inode.version = Some(attr.data_version);
         let killed = inode.note(&attr, answer.index);
+        inode.grow(writing.offset.saturating_add(u64::from(writing.len)));
         // Pages that another handle may have read before the end moved.
         let beside = inode.if_busy().is_some_and(|busy| busy.buffered > 0);
         state.inodes.tidy(ino);
@@ -508,6 +571,7 @@ impl Ops {
         let pending = busy.is_some_and(|busy| busy.pending.is_any());
         let locked = state.locks.has(ino, owner);
         let settles = state.handles.get(fh).is_none_or(|handle| handle.settles);
+        state.handles.closing(fh);
         drop(state);
         if locked {
             return self.unlock_owner(ino, owner, move |ops| {

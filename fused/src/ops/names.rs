@@ -412,7 +412,8 @@ impl Ops {
                     let keep_cache = state.keep_cache(attr);
                     let opening = state.open(ino, flags);
                     // Attributes set while it is new are awaited at close.
-                    state.handles.settle(opening.fh);
+                    state.handles.made(opening.fh, pid);
+                    state.inodes.get_or_new(ino).busy().made = Some(opening.fh);
                     Opening {
                         keep_cache,
                         no_flush: false,

@@ -139,8 +139,9 @@ impl Ops {
         inode.clear(true);
         // Up to the end of all, since the end of the file may move.
         inode.busy().pending.begin(id, offset..u64::MAX);
+        let lane = self.lane_of(&state, ino);
         drop(state);
-        self.control.send(&FusedToRaftd::Req { id, cred, op });
+        lane.send(&FusedToRaftd::Req { id, cred, op });
     }
 
     fn allocated_piece(

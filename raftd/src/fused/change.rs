@@ -76,12 +76,13 @@ impl Fused {
         }
         let opens = matches!(op, FsOp::Create { .. });
         let sync = matches!(op, FsOp::Write { sync, append, .. } if sync || append);
+        let early = matches!(op, FsOp::Setattr { early: true, .. });
         let op = match self.to_log(cred, op) {
             Ok(op) => op,
             Err(e) => return self.reply(id, 0, Err(e)),
         };
         let ordered = how.lane == Lane::Bulk || self.follows(&op);
-        let (queued, accepted) = self.queue(id, &op, bulk.len() as u64, how.lane);
+        let (queued, accepted) = self.queue(id, &op, bulk.len() as u64, how.lane, early);
         let change = TreeChange {
             id,
             op,
@@ -177,15 +178,16 @@ impl Fused {
     }
 
     /// Notes a change that its caller shall not wait for: a write whose place
-    /// does not depend on the log, or attributes of a file that this mount made
-    /// and still has open, so that tar pays no round for each.  The inode, if
-    /// it is one or any write, and what its caller is to be told.
+    /// does not depend on the log, or attributes that are set `early`, so that
+    /// tar pays no round for each.  The inode, if it is one or any write, and
+    /// what its caller is to be told.
     fn queue(
         &self,
         id: ReqId,
         op: &Op,
         len: u64,
         lane: Lane,
+        early: bool,
     ) -> (Option<InodeNo>, Option<RaftdToFused>) {
         match op {
             Op::Write { ino, at, .. } => {
@@ -197,18 +199,13 @@ impl Fused {
                 let accepted = accepted.then_some(RaftdToFused::Accepted { id, attr: None });
                 (Some(*ino), accepted)
             }
-            Op::Setattr { ino, set, .. } if set.size.is_none() && self.made(*ino) => {
+            Op::Setattr { ino, set, .. } if early && set.size.is_none() => {
                 let attr = self.mounts.queue(*ino, |attr| preview(attr, set));
                 let attr = attr.map(|attr| self.show_attr(attr));
                 (Some(*ino), Some(RaftdToFused::Accepted { id, attr }))
             }
             _ => (None, None),
         }
-    }
-
-    /// Whether this mount made the file and still has it open.
-    fn made(&self, ino: InodeNo) -> bool {
-        locked(&self.open).get(&ino).is_some_and(|o| o.created)
     }
 
     fn settle(&self, change: &TreeChange) {
@@ -278,7 +275,7 @@ impl Fused {
                 }
                 if opens {
                     self.opened(attr.ino);
-                    self.confirm(attr.ino, true);
+                    self.confirm(attr.ino);
                 }
                 let attr = self.show_attr(attr);
                 Ok(FsRep::Entry { attr, created })
@@ -376,7 +373,7 @@ impl Fused {
                 },
                 check,
             },
-            FsOp::Setattr { ino, set } => Op::Setattr {
+            FsOp::Setattr { ino, set, .. } => Op::Setattr {
                 ino: self.real(ino)?,
                 set,
                 check,

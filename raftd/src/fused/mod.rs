@@ -138,8 +138,6 @@ struct Open {
     count: u32,
     /// At least one of these opens has succeeded.
     confirmed: bool,
-    /// Made by one of these opens, so that its attributes may be queued.
-    created: bool,
 }
 
 /// The inodes that a kernel may have cached.

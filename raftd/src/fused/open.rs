@@ -35,7 +35,7 @@ impl Fused {
     /// A request that waits for the log without adding to it.
     pub(super) async fn wait_for(self: Arc<Self>, id: ReqId, op: FsOp, deadline: Instant) {
         let answer = match op {
-            FsOp::Open { ino, held } => return self.open(id, ino, held, deadline).await,
+            FsOp::Open { ino, held, .. } => return self.open(id, ino, held, deadline).await,
             FsOp::LookupHold { parent, name } => {
                 let passed = self.pass_barrier(deadline).await;
                 // Before the state is read: it may be newer, never older.
@@ -127,7 +127,7 @@ impl Fused {
     }
 
     fn reply_opened(&self, id: ReqId, index: u64, attr: Attr) {
-        self.confirm(attr.ino, false);
+        self.confirm(attr.ino);
         let fd = self.backing(&attr);
         let attr = self.show_attr(attr);
         self.reply_with(id, index, Ok(FsRep::Opened { attr }), fd, Bytes::new());
@@ -157,10 +157,9 @@ impl Fused {
     }
 
     /// The handle will be used.
-    pub(super) fn confirm(&self, ino: InodeNo, created: bool) {
+    pub(super) fn confirm(&self, ino: InodeNo) {
         if let Some(entry) = locked(&self.open).get_mut(&ino) {
             entry.confirmed = true;
-            entry.created |= created;
         }
     }
 

@@ -74,12 +74,18 @@ impl Fused {
         }
         let deadline = Instant::now() + self.conf.timeout;
         let how = How { deadline, lane };
-        let dirty = self.conf.dirty && op.only_looks();
+        let recovered = *self.mounts.recovered.borrow();
+        // Writes would wait for that each on its own, and in no order.
+        let writes = matches!(op, FsOp::Open { write: true, .. });
+        let dirty = self.conf.dirty && op.only_looks() && (recovered || !writes);
         if let Some(e) = self.refuse_dirty(&op).filter(|_| dirty) {
             return self.reply(id, 0, Err(e));
         }
-        if dirty || *self.mounts.recovered.borrow() {
+        if dirty || recovered {
             return self.begin(id, cred, op, bulk, how);
+        }
+        if writes && !*self.mounts.quorum.borrow() {
+            return self.reply(id, 0, Err(FsError::ReadOnly));
         }
         let fused = self.clone();
         tokio::spawn(async move {
