@@ -166,6 +166,8 @@ pub enum FsOp {
         /// It may be answered when it is queued: who made the file, and has not
         /// closed it yet, asks, and hears of a failure when he does.
         early: bool,
+        /// For whose file the kernel took it, if it judged by that.
+        owner: Option<u32>,
     },
     Readlink {
         ino: InodeNo,
@@ -374,6 +376,9 @@ pub enum RaftdToFused {
         lost: Option<InodeNo>,
         index: u64,
     },
+    /// The inode has another owner.  The kernel judges by the one that it knows,
+    /// without asking, until it looks the name up: it must do that.
+    InvalOwner { ino: InodeNo },
     /// Drop everything.
     InvalAll { index: u64 },
     /// The inode's contents now are in this backing file, read-only.  [fd]
@@ -494,6 +499,7 @@ message!(RaftdToFused, 6, {
     RaftdToFused::Rep { .. } => "IMSG_FS_REP",
     RaftdToFused::InvalInode { .. } => "IMSG_FS_INVAL",
     RaftdToFused::InvalEntry { .. } => "IMSG_FS_INVAL_ENTRY",
+    RaftdToFused::InvalOwner { .. } => "IMSG_FS_INVAL_OWNER",
     RaftdToFused::InvalAll { .. } => "IMSG_FS_INVAL_ALL",
     RaftdToFused::Backing { .. } => "IMSG_FS_BACKING",
     RaftdToFused::Revoke { .. } => "IMSG_FS_REVOKE",

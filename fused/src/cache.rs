@@ -463,6 +463,12 @@ impl Invalidations {
         self.entry_ready.notify_one();
     }
 
+    /// The kernel shall look up all names again.
+    pub fn names(&self) {
+        lock(&self.entries).epoch = true;
+        self.entry_ready.notify_one();
+    }
+
     /// All names, and everything of these inodes; `listed` are the
     /// directories among them whose listing the kernel may keep.
     pub fn everything(&self, inodes: &[InodeNo], listed: &[InodeNo]) {

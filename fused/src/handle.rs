@@ -150,8 +150,9 @@ pub struct Inode<W> {
     pub version: Option<u64>,
     /// The kernel believes that it has the set-user-id or set-group-id bit.
     pub setid: bool,
-    /// The size that the kernel knows, if it knows the inode.
+    /// The size and the owner that the kernel knows, if it knows the inode.
     size: u64,
+    owner: Option<u32>,
     /// A directory of whose listing the kernel may keep something.
     pub listed: bool,
     /// Whether it has extended attributes, if that is known: by the newest
@@ -175,6 +176,7 @@ impl<W> Default for Inode<W> {
             version: None,
             setid: false,
             size: 0,
+            owner: None,
             listed: false,
             xattrs: None,
             access_due: i64::MIN,
@@ -193,9 +195,14 @@ impl<W> Inode<W> {
         self.setid = attr.is_file() && attr.mode & (S_ISUID | S_ISGID) != 0;
         self.see_access(attr);
         self.size = attr.size;
+        self.owner = Some(attr.uid);
         let newest = self.is_newest(index);
         self.index = self.index.max(index);
         newest
+    }
+
+    pub fn owner(&self) -> Option<u32> {
+        self.owner
     }
 
     pub fn size(&self) -> u64 {

@@ -796,6 +796,7 @@ mod tests {
                 ino,
                 set: common::fs::SetAttr::default(),
                 early: false,
+                owner: None,
             },
         ];
         assert!(changing.iter().all(changes_tree));

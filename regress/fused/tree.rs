@@ -260,6 +260,7 @@ impl Tree {
                 ino,
                 set,
                 early: true,
+                ..
             } => {
                 let attr = state.preview(*ino, set);
                 self.send(&RaftdToFused::Accepted { id, attr }, None, &[]);
@@ -534,8 +535,13 @@ impl Tree {
     }
 
     fn set_attr(&self, ino: InodeNo, set: SetAttr) {
-        let early = false;
-        self.elsewhere(FsOp::Setattr { ino, set, early }, &[], false);
+        let op = FsOp::Setattr {
+            ino,
+            set,
+            early: false,
+            owner: None,
+        };
+        self.elsewhere(op, &[], false);
     }
 
     pub fn chmod(&self, path: &str, mode: u32) {

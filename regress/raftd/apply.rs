@@ -734,6 +734,44 @@ fn ownership() {
     }
 }
 
+/// The kernel has judged by the owner that it knew.
+#[test]
+fn an_owner_that_was() {
+    let mut t = Tree::new();
+    let f = t.make(create_as(ROOT, "f", 0o644, USER));
+    let by = |owner| Check::Owner {
+        uid: USER.uid,
+        owner,
+    };
+    let give = |uid| SetAttr {
+        uid: Some(uid),
+        ..SetAttr::default()
+    };
+    let times = |time| SetAttr {
+        mtime: Some(time),
+        ..SetAttr::default()
+    };
+    t.op(setattr_as(f, chmod(0o600), by(USER.uid))).unwrap();
+    let (outcome, effects) = t.full(setattr(f, give(OTHER.uid)), Payload::none());
+    outcome.unwrap();
+    assert!(effects.changes.contains(&Change::Owner { ino: f }));
+    let before = t.attr(f);
+    let at = SetTime::At(Time::default());
+    for set in [chmod(0o4777), give(USER.uid), times(at)] {
+        let refused = t.op(setattr_as(f, set, by(USER.uid)));
+        assert_eq!(refused, Err(FsError::NotOwner));
+    }
+    assert_eq!(t.attr(f), before);
+    // Not by the owner; by a right of his own; or he has it again.
+    t.op(setattr_as(f, times(SetTime::Now), by(USER.uid)))
+        .unwrap();
+    t.op(setattr_as(f, chmod(0o640), by(OTHER.uid))).unwrap();
+    t.op(setattr(f, give(USER.uid))).unwrap();
+    t.op(setattr_as(f, chmod(0o600), by(OTHER.uid))).unwrap();
+    let (_, effects) = t.full(setattr(f, chmod(0o604)), Payload::none());
+    assert!(!effects.changes.contains(&Change::Owner { ino: f }));
+}
+
 #[test]
 fn sticky() {
     let mut t = Tree::new();

@@ -230,6 +230,14 @@ impl Ops {
         }
     }
 
+    pub fn inval_owner(&self, ino: InodeNo) {
+        let state = lock(&self.state);
+        if state.keeper == Keeper::Kernel && state.inodes.is_known(ino) {
+            drop(state);
+            self.invalidations.names();
+        }
+    }
+
     pub fn inval_all(&self, index: u64) {
         let mut state = lock(&self.state);
         state.changes.all(index);

@@ -96,7 +96,13 @@ impl Ops {
         let maker = made.and_then(|made| state.handles.made_by(made, ino, pid));
         let early = maker.is_some() && !set_size;
         let fh = if early { maker } else { fh };
-        let op = FsOp::Setattr { ino, set, early };
+        let owner = state.inodes.get(ino).and_then(|inode| inode.owner());
+        let op = FsOp::Setattr {
+            ino,
+            set,
+            early,
+            owner,
+        };
         if set_size && fh.is_some_and(|fh| state.handles.is_lost(fh)) {
             drop(state);
             return reply(Err(Errno::EIO));

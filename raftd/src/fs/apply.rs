@@ -749,11 +749,18 @@ impl Apply<'_, '_> {
     fn setattr(&mut self, ino: InodeNo, set: &SetAttr, check: &Check) -> Result<Reply, ReadError> {
         let mut inode = inode::load(self.tx, ino)?;
         let mut kill_priv = set.kill_priv;
-        if let Check::Apply(cred) = check {
-            check_owner(&inode, set, *cred)?;
-            let gives = set.uid.is_some() || set.gid.is_some();
-            kill_priv |= cred.uid != 0 && (gives || set.size.is_some());
+        match check {
+            Check::Apply(cred) => {
+                check_owner(&inode, set, *cred)?;
+                let gives = set.uid.is_some() || set.gid.is_some();
+                kill_priv |= cred.uid != 0 && (gives || set.size.is_some());
+            }
+            Check::Owner { uid, owner } if *owner != inode.uid => {
+                check_new_owner(&inode, set, *uid)?;
+            }
+            _ => {}
         }
+        let owner = inode.uid;
         let mut data = None;
         if let Some(size) = set.size {
             data = self.resize(ino, &mut inode, size)?;
@@ -778,6 +785,9 @@ impl Apply<'_, '_> {
         inode.ctime = self.time;
         inode::put(self.tx, ino, &inode)?;
         self.changed(ino, data);
+        if inode.uid != owner {
+            self.effects.changes.push(Change::Owner { ino });
+        }
         Ok(Reply::Attr(inode.attr(ino)))
     }
 
@@ -904,6 +914,17 @@ fn check_owner(inode: &Inode, set: &SetAttr, cred: Cred) -> Result<(), FsError> 
         },
         _ if !owner => Err(FsError::NotOwner),
         _ => Ok(()),
+    }
+}
+
+/// What the kernel has allowed to the owner that was: others may do it only if
+/// they are root, or the owner by now.
+fn check_new_owner(inode: &Inode, set: &SetAttr, uid: u32) -> Result<(), FsError> {
+    let at = |time| matches!(time, Some(SetTime::At(_)));
+    let needs = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
+    match uid == 0 || uid == inode.uid || !(needs || at(set.atime) || at(set.mtime)) {
+        true => Ok(()),
+        false => Err(FsError::NotOwner),
     }
 }
 

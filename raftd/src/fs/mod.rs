@@ -110,6 +110,8 @@ pub enum Change {
     /// Attributes of the inode; with `data` also its bytes from that offset
     /// to the end.
     Inode { ino: InodeNo, data: Option<u64> },
+    /// The inode has another owner.
+    Owner { ino: InodeNo },
     /// The entry of that name: made, replaced or removed; `lost` is the inode
     /// that it named before and no longer does.
     Entry {

@@ -207,6 +207,8 @@ pub enum Op {
 pub enum Check {
     /// The kernel has, before it asked.
     Kernel,
+    /// It has, for this user and by this owner, which may be an old one.
+    Owner { uid: u32, owner: u32 },
     /// Apply must, for this caller.
     Apply(Cred),
 }

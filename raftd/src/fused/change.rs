@@ -373,10 +373,18 @@ impl Fused {
                 },
                 check,
             },
-            FsOp::Setattr { ino, set, .. } => Op::Setattr {
+            FsOp::Setattr {
+                ino, set, owner, ..
+            } => Op::Setattr {
                 ino: self.real(ino)?,
                 set,
-                check,
+                check: match (check, owner) {
+                    (Check::Kernel, Some(owner)) => Check::Owner {
+                        uid: cred.uid,
+                        owner,
+                    },
+                    (check, _) => check,
+                },
             },
             FsOp::Write {
                 ino,

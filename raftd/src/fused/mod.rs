@@ -303,6 +303,11 @@ impl Mounts {
         self.orphaned.notify_one();
     }
 
+    /// The other way round; false if it is too late for that.
+    fn keep(&self, ino: InodeNo) -> bool {
+        locked(&self.orphans).remove(&ino)
+    }
+
     /// A mount has closed its last handle of the inode.
     fn closed(&self, ino: InodeNo) {
         if self.all().iter().any(|f| f.has_open(ino)) {
@@ -320,7 +325,7 @@ impl Mounts {
             self.orphaned.notified().await;
             tokio::time::sleep(RELEASE_DELAY).await;
             loop {
-                let inodes: Vec<InodeNo> = {
+                let mut inodes: Vec<InodeNo> = {
                     let mut orphans = locked(&self.orphans);
                     let some: Vec<_> = orphans.iter().copied().take(RELEASE_MAX).collect();
                     orphans.retain(|ino| !some.contains(ino));
@@ -328,6 +333,12 @@ impl Mounts {
                 };
                 if inodes.is_empty() {
                     break;
+                }
+                // Opened meanwhile: its close lets it go.
+                let all = self.all();
+                inodes.retain(|ino| !all.iter().any(|f| f.has_open(*ino)));
+                if inodes.is_empty() {
+                    continue;
                 }
                 let room = self.proposer.room(0).await;
                 let how = How {
@@ -552,6 +563,11 @@ impl Fused {
                 if let Some(ino) = told(*ino) {
                     let data = *data;
                     self.push(&RaftdToFused::InvalInode { ino, data, index });
+                }
+            }
+            Change::Owner { ino } if !own => {
+                if let Some(ino) = told(*ino) {
+                    self.push(&RaftdToFused::InvalOwner { ino });
                 }
             }
             Change::Entry { parent, name, lost } if !own => {

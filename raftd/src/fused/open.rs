@@ -114,7 +114,9 @@ impl Fused {
         let index = self.applied();
         let found = inode::getattr(&self.mounts.store.meta().read(), ino).map_err(fs_error);
         let attr = match found {
-            Ok(attr) if attr.nlink == 0 && !others && !held => Err(FsError::Stale),
+            Ok(attr) if attr.nlink == 0 && !others && !(held && self.keeps(ino)) => {
+                Err(FsError::Stale)
+            }
             found => found,
         };
         match attr {
@@ -161,6 +163,13 @@ impl Fused {
         if let Some(entry) = locked(&self.open).get_mut(&ino) {
             entry.confirmed = true;
         }
+    }
+
+    /// Whether an orphan that is being opened by no name stays: a LookupHold of
+    /// the same call has it, or it has not been let go of yet.
+    fn keeps(&self, ino: InodeNo) -> bool {
+        let count = locked(&self.open).get(&ino).map_or(0, |entry| entry.count);
+        count > 1 || self.mounts.keep(ino)
     }
 
     fn forget_open(&self, ino: InodeNo) {
