@@ -387,6 +387,9 @@ pub enum RaftdToFused {
     Revoke { ino: InodeNo },
     /// Whether a quorum answers: without one, fail at once what needs it.
     Quorum(bool),
+    /// Whether little room is left in some directory tree: who writes is answered
+    /// by raftd.
+    Short(bool),
     /// The owner's locks of the inode are lost; then LockLostAck.
     LockLost { ino: InodeNo, owner: u64 },
 }
@@ -504,6 +507,7 @@ message!(RaftdToFused, 6, {
     RaftdToFused::Backing { .. } => "IMSG_FS_BACKING",
     RaftdToFused::Revoke { .. } => "IMSG_FS_REVOKE",
     RaftdToFused::Quorum(..) => "IMSG_QUORUM",
+    RaftdToFused::Short(..) => "IMSG_FS_SHORT",
     RaftdToFused::LockLost { .. } => "IMSG_FS_LOCK_LOST",
 }, fd: RaftdToFused::Rep { result: Ok(FsRep::Opened { .. }), .. } | RaftdToFused::Backing { .. },
    bulk: RaftdToFused::Rep { result: Ok(FsRep::Data { len }), .. } => *len as usize);

@@ -136,6 +136,8 @@ struct State {
     retries: Retries,
     names: Names,
     quorum: bool,
+    /// Little room is left somewhere.
+    short: bool,
     statfs: Option<Statfs>,
     /// Bytes of the pending writes that went over the control lane.
     quick_bytes: u64,
@@ -423,6 +425,7 @@ impl Ops {
                 retries: Retries::default(),
                 names: Names::default(),
                 quorum: true,
+                short: false,
                 statfs: None,
                 quick_bytes: 0,
                 root: None,

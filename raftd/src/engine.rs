@@ -161,6 +161,7 @@ impl Engine {
         tokio::spawn(lease::expire(raft.clone(), peers.clone(), store.clone()));
         tokio::spawn(mounts.clone().watch_quorum());
         tokio::spawn(mounts.clone().watch_age());
+        tokio::spawn(mounts.clone().watch_room());
         tokio::spawn(mounts.clone().release_orphans());
         tokio::spawn(mounts.clone().note_accesses());
         let engine = Arc::new(Engine {

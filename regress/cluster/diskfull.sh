@@ -135,6 +135,10 @@ rm -f "$(mnt 1)/fill/$i"
 echo "full with $i files of 4 MiB on disks of $SIZE MiB"
 for n in $NODE_LIST; do
 	no_room "$(mnt "$n")/over.$n"
+	# A program that does not ask close(2) hears of it as well.
+	(printf '%08192d' 0 >"$(mnt "$n")/told.$n") 2>/dev/null &&
+	    fail "node $n: write(2) does not tell"
+	rm "$(mnt "$n")/told.$n" || fail "rm"
 done
 all_current || fail "not current when full: $(ctl status)"
 # What is there is whole, and can be changed.

@@ -66,6 +66,18 @@ def refused(path, data):
         os.unlink(path)
 
 
+def told(path, data):
+    """Refused by write(2) itself, for programs that do not ask close(2)."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.write(fd, data)
+    except OSError as e:
+        return e.errno == errno.EDQUOT
+    finally:
+        os.close(fd)
+        os.unlink(path)
+
+
 def soon(call, *args):
     """What was removed is charged until each node has let go of it."""
     eventually(lambda: call(*args) or True, call.__name__, args)
@@ -105,6 +117,20 @@ for i, m in enumerate(MOUNTS):
         fd = os.open(path, os.O_RDONLY)
         same(os.pread(fd, BLOCK, 100 * BLOCK), bytes([i]) * BLOCK)
         os.close(fd)
+
+for i, m in enumerate(MOUNTS):
+    for data in b"1", bytes(100 << 10):
+        # The inode of the last one may not have been let go of.
+        found = []
+        eventually(lambda: found.append(told(f"{m}/q/told{i}", data)) or True)
+        same(found, [True], "write(2) does not tell", m)
+    said = subprocess.run(["sh", "-c", f"echo x >{m}/q/small0"], capture_output=True)
+    same(said.returncode, 0, "there is room")
+    said = subprocess.run(["sh", "-c", f"echo x >>{m}/q/c"], capture_output=True)
+    check(said.returncode != 0, "the shell does not see it", m)
+    # Elsewhere there is room, and nobody waits for it.
+    put(f"{m}/beside{i}", bytes(1 << 20))
+    os.unlink(f"{m}/beside{i}")
 
 # Deletes make room, everywhere.
 os.unlink(f"{B}/q/small0")

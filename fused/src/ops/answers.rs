@@ -265,6 +265,10 @@ impl Ops {
         }
     }
 
+    pub fn short(&self, short: bool) {
+        lock(&self.state).short = short;
+    }
+
     pub fn quorum(&self, quorum: bool) {
         lock(&self.state).quorum = quorum;
         let what = if quorum { "quorum" } else { "no quorum" };

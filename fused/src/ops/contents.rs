@@ -432,7 +432,7 @@ impl Ops {
         let busy = state.inodes.get_or_new(ino).busy();
         let quick = busy.quick > 0 || (write.data.len() <= SMALL && !late);
         busy.quick += u32::from(quick);
-        let at_once = quick && !sync && state.quick_bytes <= QUICK_MAX;
+        let at_once = quick && !sync && !state.short && state.quick_bytes <= QUICK_MAX;
         state.quick_bytes += if quick { u64::from(len) } else { 0 };
         let (now, later) = match at_once {
             true => (Some(reply), None),

@@ -31,10 +31,12 @@
 
 use super::apply::Apply;
 use super::inode::{self, key, key2, number, Contents, Inode, ReadError};
+use super::space::SHORT;
 use super::{dirent, Reply};
 use crate::store::meta::{decode, MetaError, View, Writer};
 use common::fs::{Cookie, FsError, InodeNo, Statfs, TreeNo, BLOCK};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
 const QUOTA: u8 = b'q';
 const WALK: u8 = b'a';
@@ -81,6 +83,12 @@ impl Limit {
     }
 
     /// What statfs tells where there is such a limit.
+    /// Whether it leaves little room.
+    pub(super) fn is_short(&self, used_blocks: u64) -> bool {
+        let left = self.bytes.saturating_sub(used_blocks.saturating_mul(BLOCK));
+        self.bytes != 0 && left < SHORT
+    }
+
     pub(super) fn narrow(&self, statfs: &mut Statfs, used_blocks: u64, used_inodes: u64) {
         if self.bytes != 0 {
             let used = used_blocks.saturating_mul(BLOCK);
@@ -114,6 +122,19 @@ pub fn list(v: &View<'_>) -> Result<Vec<Quota>, MetaError> {
     v.range(&[], &[QUOTA])?
         .map(|item| decode(item?.1, "quota"))
         .collect()
+}
+
+/// Those of them with little room left.
+pub fn short(v: &View<'_>) -> Result<HashSet<TreeNo>, MetaError> {
+    let mut short = HashSet::new();
+    for item in v.range(&[], &[QUOTA])? {
+        let (key, value) = item?;
+        let quota: Quota = decode(value, "quota")?;
+        if quota.limit.is_short(quota.used_blocks) {
+            short.insert(TreeNo(number(key, 1)?));
+        }
+    }
+    Ok(short)
 }
 
 /// A tree with something left to adopt, or to forget.

@@ -45,6 +45,12 @@ const BITS: u64 = 256;
 /// what an inode counts as.
 const EXTENTS_PER_RECORD: u64 = 32;
 
+/// What counts as little room.  Small enough that most trees have more, and large
+/// enough for what all nodes together write while nobody has looked.
+pub const SHORT: u64 = 64 << 20;
+/// The same of the metadata, in units of one inode.
+const SHORT_RECORDS: u64 = 4096;
+
 /// What statfs tells before any voter has reported.
 const UNKNOWN_BYTES: u64 = 1 << 50;
 const UNKNOWN_INODES: u64 = 1 << 32;
@@ -134,6 +140,19 @@ pub fn load(v: &View<'_>) -> Result<Super, MetaError> {
 
 pub(super) fn save(tx: &mut Writer<'_>, sup: &Super) -> Result<(), MetaError> {
     tx.save(SUPER, sup, "super")
+}
+
+/// Whether little room is left for the whole tree.
+pub fn is_short(v: &View<'_>) -> Result<bool, MetaError> {
+    let Some(sup) = find(v)? else {
+        return Ok(false);
+    };
+    let room = sup.room.is_some_and(|room| {
+        let bytes = room.bytes.saturating_sub(sup.taken().saturating_mul(BLOCK));
+        let records = room.inodes.saturating_sub(sup.records());
+        bytes < SHORT || records < SHORT_RECORDS
+    });
+    Ok(room || sup.limit.is_short(sup.counted_blocks()))
 }
 
 /// No live peer needs the log up to and including this index.

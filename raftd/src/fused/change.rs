@@ -75,21 +75,24 @@ impl Fused {
             return self.reply(id, 0, Err(FsError::NoQuorum));
         }
         let opens = matches!(op, FsOp::Create { .. });
-        let sync = matches!(op, FsOp::Write { sync, append, .. } if sync || append);
+        let mut waits = matches!(op, FsOp::Write { sync, append, .. } if sync || append);
         let early = matches!(op, FsOp::Setattr { early: true, .. });
         let op = match self.to_log(cred, op) {
             Ok(op) => op,
             Err(e) => return self.reply(id, 0, Err(e)),
         };
+        waits |= matches!(op, Op::Write { ino, .. } if self.mounts.is_short(ino));
+        let asks = how.lane == Lane::Bulk || self.mounts.is_any_short();
+        let accepts = asks && !waits;
         let ordered = how.lane == Lane::Bulk || self.follows(&op);
-        let (queued, accepted) = self.queue(id, &op, bulk.len() as u64, how.lane, early);
+        let (queued, accepted) = self.queue(id, &op, bulk.len() as u64, early, accepts);
         let change = TreeChange {
             id,
             op,
             bulk,
             deadline: how.deadline,
             opens,
-            awaited: sync || queued.is_none(),
+            awaited: waits || queued.is_none(),
             queued,
         };
         let mut backlog = locked(&self.backlog);
@@ -186,8 +189,8 @@ impl Fused {
         id: ReqId,
         op: &Op,
         len: u64,
-        lane: Lane,
         early: bool,
+        accepts: bool,
     ) -> (Option<InodeNo>, Option<RaftdToFused>) {
         match op {
             Op::Write { ino, at, .. } => {
@@ -195,8 +198,7 @@ impl Fused {
                     WriteAt::Offset(at) => attr.size = attr.size.max(at.saturating_add(len)),
                     WriteAt::End => attr.size = attr.size.saturating_add(len),
                 });
-                let accepted = lane == Lane::Bulk && matches!(at, WriteAt::Offset(_));
-                let accepted = accepted.then_some(RaftdToFused::Accepted { id, attr: None });
+                let accepted = accepts.then_some(RaftdToFused::Accepted { id, attr: None });
                 (Some(*ino), accepted)
             }
             Op::Setattr { ino, set, .. } if early && set.size.is_none() => {

@@ -27,6 +27,7 @@ mod look;
 mod open;
 mod request;
 mod seek;
+mod short;
 
 use crate::age::Age;
 use crate::barrier::Barrier;
@@ -47,6 +48,7 @@ use common::imsg::{Imsg, ImsgError};
 use common::msg::{FsRep, FusedToRaftd, Lane as LaneKind, RaftdToFused};
 use common::{log_info, log_warnx};
 use lane::Lane;
+use short::Short;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
@@ -88,6 +90,7 @@ pub struct Mounts {
     orphans: Mutex<HashSet<InodeNo>>,
     orphaned: Notify,
     accesses: Accesses,
+    short: Mutex<Short>,
 }
 
 /// What mounts must know that show what this node has without asking others.
@@ -174,6 +177,7 @@ impl Mounts {
             orphans: Mutex::new(HashSet::new()),
             orphaned: Notify::new(),
             accesses: Accesses::default(),
+            short: Mutex::default(),
         })
     }
 
@@ -216,6 +220,7 @@ impl Mounts {
         }
         let quorum = *self.quorum.borrow();
         fused.push(&RaftdToFused::Quorum(quorum));
+        fused.push(&RaftdToFused::Short(self.is_any_short()));
         tokio::spawn(fused.clone().work_off());
         fused.clone().start(LaneKind::Control, control_reader)?;
         fused.start(LaneKind::Bulk, bulk_reader)
