@@ -199,6 +199,35 @@ write(fd, b"OLD")
 os.close(fd)
 same(get(f"{A}/old"), b"new")
 
+def inodes():
+    statfs = os.statvfs(A)
+    return statfs.f_files - statfs.f_ffree
+
+
+least = inodes()
+# Opened by no name, just after it was removed: it stays, or is not opened.
+for k in range(10):
+    put(f"{A}/held", b"old")
+    path_fd = os.open(f"{A}/held", os.O_RDONLY | getattr(os, "O_PATH", 0))
+    os.unlink(MOUNTS[k % 3] + "/held")
+    nowhere("held")
+    try:
+        fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDWR)
+    except OSError as e:
+        check(e.errno in (errno.ESTALE, errno.ENOENT), e)
+        fd = None
+    # All nodes have let go of what nobody has open: of the next one as well.
+    put(f"{A}/after", b"")
+    os.unlink(f"{A}/after")
+    eventually(lambda: inodes() <= least + (fd is not None))
+    if fd is not None:
+        os.pwrite(fd, b"new!", 0)
+        os.fsync(fd)
+        same(os.fstat(fd).st_size, 4)
+        same(os.pread(fd, 10, 0), b"new!")
+        os.close(fd)
+    os.close(path_fd)
+
 # --- O_EXCL, raced from all nodes
 os.mkdir(f"{A}/race")
 everywhere("race")
