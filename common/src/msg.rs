@@ -379,6 +379,9 @@ pub enum RaftdToFused {
     /// The inode has another owner.  The kernel judges by the one that it knows,
     /// without asking, until it looks the name up: it must do that.
     InvalOwner { ino: InodeNo },
+    /// The directory is removed, and counts as open: Release, once the kernel has
+    /// forgotten it.  Programs may work in it or have it open.
+    Orphan { ino: InodeNo },
     /// Drop everything.
     InvalAll { index: u64 },
     /// The inode's contents now are in this backing file, read-only.  [fd]
@@ -503,6 +506,7 @@ message!(RaftdToFused, 6, {
     RaftdToFused::InvalInode { .. } => "IMSG_FS_INVAL",
     RaftdToFused::InvalEntry { .. } => "IMSG_FS_INVAL_ENTRY",
     RaftdToFused::InvalOwner { .. } => "IMSG_FS_INVAL_OWNER",
+    RaftdToFused::Orphan { .. } => "IMSG_FS_ORPHAN",
     RaftdToFused::InvalAll { .. } => "IMSG_FS_INVAL_ALL",
     RaftdToFused::Backing { .. } => "IMSG_FS_BACKING",
     RaftdToFused::Revoke { .. } => "IMSG_FS_REVOKE",

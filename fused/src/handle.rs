@@ -155,6 +155,8 @@ pub struct Inode<W> {
     owner: Option<u32>,
     /// A directory of whose listing the kernel may keep something.
     pub listed: bool,
+    /// A directory that has been removed.
+    orphan: bool,
     /// Whether it has extended attributes, if that is known: by the newest
     /// attributes, and no change of others since.
     pub xattrs: Option<bool>,
@@ -178,6 +180,7 @@ impl<W> Default for Inode<W> {
             size: 0,
             owner: None,
             listed: false,
+            orphan: false,
             xattrs: None,
             access_due: i64::MIN,
             access_ctime: Time::default(),
@@ -336,11 +339,29 @@ impl<W> Inodes<W> {
         inode
     }
 
-    pub fn forget(&mut self, ino: InodeNo, nlookup: u64) {
-        if let Some(inode) = self.table.get_mut(&ino) {
-            inode.nlookup = inode.nlookup.saturating_sub(nlookup);
-            self.tidy(ino);
+    /// True if it is one that was to be kept until then.
+    pub fn forget(&mut self, ino: InodeNo, nlookup: u64) -> bool {
+        let Some(inode) = self.table.get_mut(&ino) else {
+            return false;
+        };
+        inode.nlookup = inode.nlookup.saturating_sub(nlookup);
+        let over = inode.nlookup == 0 && std::mem::take(&mut inode.orphan);
+        self.tidy(ino);
+        over
+    }
+
+    /// A directory without a name, to be kept until the kernel forgets it; false
+    /// if it has.
+    pub fn orphan(&mut self, ino: InodeNo) -> bool {
+        let known = self.is_known(ino);
+        if known {
+            self.get_or_new(ino).orphan = true;
         }
+        known
+    }
+
+    pub fn is_orphan(&self, ino: InodeNo) -> bool {
+        self.table.get(&ino).is_some_and(|inode| inode.orphan)
     }
 
     /// Whether the kernel has been given the inode; it is born with the root.

@@ -208,6 +208,7 @@ fn dispatch_raftd(ops: &Ops, mut imsg: Imsg<RaftdToFused>) {
             index,
         } => ops.inval_entry(parent, &name, lost, index),
         RaftdToFused::Short(short) => ops.short(short),
+        RaftdToFused::Orphan { ino } => ops.orphan(ino),
         RaftdToFused::InvalOwner { ino } => ops.inval_owner(ino),
         RaftdToFused::InvalAll { index } => ops.inval_all(index),
         RaftdToFused::Backing { ino } => {

@@ -228,6 +228,40 @@ for k in range(10):
         os.close(fd)
     os.close(path_fd)
 
+# --- a directory is removed where somebody works, and has it open
+def works_in_removed(fd):
+    same(os.listdir("."), [])
+    same((os.stat(".").st_nlink, os.fstat(fd).st_nlink), (0, 0))
+    os.fchmod(fd, 0o711)
+    os.utime(fd, (5, 6))
+    same((os.stat(".").st_mode & 0o777, os.fstat(fd).st_mtime), (0o711, 6))
+    os.fsync(fd)
+    for call, *args in ((os.mkdir, "d"), (os.mkdir, "./d"), (os.unlink, "f"),
+                        (os.stat, "./f"), (os.rename, "./f", "./g"),
+                        (os.link, f"{A}/other", "./f"), (put, "f", b"x")):
+        fails(errno.ENOENT, call, *args)
+    fails(errno.ENOENT, os.mkdir, "d", dir_fd=fd)
+
+
+put(f"{A}/other", b"")
+least = inodes()
+for remover in MOUNTS if sys.platform == "linux" else []:
+    os.mkdir(f"{A}/cwd")
+    everywhere("cwd")
+    os.chdir(f"{A}/cwd")
+    fd = os.open(".", os.O_RDONLY)
+    os.rmdir(remover + "/cwd")
+    nowhere("cwd")
+    works_in_removed(fd)
+    # The same when all nodes have let go of what was removed after it.
+    os.mkdir(f"{C}/after")
+    os.rmdir(f"{C}/after")
+    eventually(lambda: inodes() <= least + 1)
+    works_in_removed(fd)
+    os.chdir("/")
+    os.close(fd)
+    eventually(lambda: inodes() <= least, "kept for ever")
+
 # --- O_EXCL, raced from all nodes
 os.mkdir(f"{A}/race")
 everywhere("race")

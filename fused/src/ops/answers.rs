@@ -230,6 +230,16 @@ impl Ops {
         }
     }
 
+    /// Other kernels tell nothing of what they forget.
+    pub fn orphan(&self, ino: InodeNo) {
+        let mut state = lock(&self.state);
+        let keeps = state.keeper == Keeper::Kernel && state.inodes.orphan(ino);
+        drop(state);
+        if !keeps {
+            self.release_inode(ino);
+        }
+    }
+
     pub fn inval_owner(&self, ino: InodeNo) {
         let state = lock(&self.state);
         if state.keeper == Keeper::Kernel && state.inodes.is_known(ino) {

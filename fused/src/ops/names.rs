@@ -174,6 +174,7 @@ impl Ops {
                         lock(&ops.state).remember(parent, &name, None, index);
                     }
                     reply(Err(lookup_errno(keeper, e)));
+                    ops.let_parent_go(parent, &name);
                 }
             }
         });
@@ -236,6 +237,18 @@ impl Ops {
             state.retries.begin_looking(pid, lost.parent, now);
         }
         (lost.reply)(Err(errno(e)));
+        self.let_parent_go(lost.parent, &lost.name);
+    }
+
+    /// That there is no such name the kernel keeps, and with it the directory: if
+    /// another node has removed that, until memory is short.
+    fn let_parent_go(&self, parent: InodeNo, name: &[u8]) {
+        let state = lock(&self.state);
+        let orphan = state.inodes.is_orphan(parent);
+        drop(state);
+        if orphan {
+            self.stale_name(parent, name, None);
+        }
     }
 
     /// An error for a call for names in these directories.
@@ -266,9 +279,13 @@ impl Ops {
 
     pub fn forget(&self, ino: InodeNo, nlookup: u64) {
         let mut state = lock(&self.state);
-        state.inodes.forget(ino, nlookup);
+        let orphan = state.inodes.forget(ino, nlookup);
         if !state.inodes.is_known(ino) {
             state.lost.forgotten(ino);
+        }
+        drop(state);
+        if orphan {
+            self.release_inode(ino);
         }
     }
 

@@ -592,6 +592,14 @@ impl Fused {
                 self.root.store(0, Ordering::SeqCst);
                 self.push(&RaftdToFused::InvalAll { index });
             }
+            Change::Orphan { ino } => {
+                let attr = inode::getattr(&self.mounts.store.meta().read(), *ino);
+                let is_dir = attr.is_ok_and(|attr| attr.is_dir());
+                if let Some(shown) = told(*ino).filter(|_| is_dir) {
+                    self.opened(*ino);
+                    self.push(&RaftdToFused::Orphan { ino: shown });
+                }
+            }
             _ => {}
         }
     }
