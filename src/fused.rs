@@ -226,11 +226,12 @@ impl Parent {
             let msg = ParentToRaftd::SocketIpc { mount: m.id, lane };
             self.raftd.send(msg, Some(theirs));
         }
+        let cluster = &self.conf.cluster;
         if found == Found::Dfsd {
             log_info!("mount {}: replacing a dead mount", m.point.display());
-            mount::replace(device.as_fd(), m)?;
+            mount::replace(device.as_fd(), cluster, m)?;
         } else {
-            mount::attach(device.as_fd(), m).map_err(say("mount"))?;
+            mount::attach(device.as_fd(), cluster, m).map_err(say("mount"))?;
         }
         fused.send(ParentToFused::FuseFd, Some(device));
         fused.send(ParentToFused::Startup, None);

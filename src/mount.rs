@@ -82,7 +82,7 @@ pub fn open_device() -> io::Result<OwnedFd> {
     mount::fuse_open()
 }
 
-pub fn attach(device: BorrowedFd<'_>, m: &Mount) -> io::Result<()> {
+pub fn attach(device: BorrowedFd<'_>, cluster: &str, m: &Mount) -> io::Result<()> {
     let flags = MountFlags {
         read_only: m.read_only,
         nosuid: m.nosuid,
@@ -90,7 +90,8 @@ pub fn attach(device: BorrowedFd<'_>, m: &Mount) -> io::Result<()> {
         noexec: m.noexec,
         noatime: m.noatime,
     };
-    mount::fuse_mount(device, &m.point, flags, IO_MAX as u32)
+    let source = format!("{cluster}:{}", m.subtree.display());
+    mount::fuse_mount(device, &source, &m.point, flags, IO_MAX as u32)
 }
 
 /// The same in the place of a dead mount of dfsd.
@@ -98,12 +99,12 @@ pub fn attach(device: BorrowedFd<'_>, m: &Mount) -> io::Result<()> {
 /// XXX In between, the bare directory can be seen and written into.  To free a
 /// mount takes the kernel tens of milliseconds, so that it is held until the
 /// new one is there; some remain, for which dfsd(8) has advice.
-pub fn replace(device: BorrowedFd<'_>, m: &Mount) -> Result<(), String> {
+pub fn replace(device: BorrowedFd<'_>, cluster: &str, m: &Mount) -> Result<(), String> {
     let say = |what: &'static str| move |e: io::Error| format!("{what}: {}", reason(&e));
     // Without it all takes longer, and that is all.
     let held = mount::hold(&m.point);
     detach(&m.point).map_err(say("unmount"))?;
-    attach(device, m).map_err(say("mount"))?;
+    attach(device, cluster, m).map_err(say("mount"))?;
     drop(held);
     Ok(())
 }

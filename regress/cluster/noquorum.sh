@@ -88,6 +88,31 @@ for i in 1 2 3; do
 	[ "$bound_ms" -lt 2000 ] || fail "$bound_ms ms though the loss is known"
 done
 
+# says REASON COMMAND ...
+says() {
+	says_reason=$1
+	shift
+	within_bound "$@" && fail "succeeded without a quorum: $*"
+	grep -q "$says_reason" "$CLUSTER/out" || fail "$*: $(cat "$CLUSTER/out")"
+}
+if [ "$(uname -s)" = Linux ]; then
+	for new in "mkdir $at/new" "touch $at/new" "ln $at/d/try.4 $at/new" \
+	    "ln -s x $at/new" "mv $at/d/try.4 $at/new" "mkfifo $at/new" \
+	    "stat $at/new" "cat $at/d/kept.2"; do
+		# shellcheck disable=SC2086
+		says "Input/output error" $new
+	done
+	for there in "rm -f $at/d/try.2" "chmod 600 $at/d/try.3" \
+	    "chown 1:1 $at/d/try.3"; do
+		# shellcheck disable=SC2086
+		says "Read-only file system" $there
+	done
+	for look in "ls -l $at/d" "stat $at/d/kept.1" "ls $at"; do
+		# shellcheck disable=SC2086
+		within_bound $look || fail "$look: $(cat "$CLUSTER/out")"
+	done
+fi
+
 writers_stop
 ctl start 2 || fail "start"
 ctl wait $left 2 || fail "not current"

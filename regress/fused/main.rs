@@ -127,7 +127,14 @@ pub fn mount(options: Options) -> Option<Mount> {
     let point = dir.join("mnt");
     fs::create_dir_all(&point).unwrap();
     let device = fuse_open().unwrap();
-    fuse_mount(device.as_fd(), &point, MountFlags::default(), IO_MAX as u32).unwrap();
+    fuse_mount(
+        device.as_fd(),
+        "test:/",
+        &point,
+        MountFlags::default(),
+        IO_MAX as u32,
+    )
+    .unwrap();
     let (fused, tree) = Fused::start(dir, device, options);
     let mut mount = Mount { tree, fused, point };
     mount.fused.wait_ready();

@@ -393,9 +393,12 @@ fn fuse_mount() {
         nosuid: true,
         ..Default::default()
     };
-    mount::fuse_mount(device.as_fd(), &point, flags, 131_072).unwrap();
+    mount::fuse_mount(device.as_fd(), "test:/x", &point, flags, 131_072).unwrap();
     let entry = ours().expect("not in the table");
     assert_eq!(entry.fstype, mount::FSTYPE);
+    if cfg!(target_os = "linux") {
+        assert_eq!(entry.source, "test:/x");
+    }
     // Nobody serves it: without the device it is dead, and still detaches.
     drop(device);
     mount::unmount(&point).unwrap();

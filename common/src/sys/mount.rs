@@ -75,12 +75,14 @@ fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-/// Attaches an instance of the device at `point`, for all users.  `max_read`
-/// bounds one read request.  The caller has made sure that `point` is a
+/// Attaches an instance of the device at `point`, for all users.  The table of
+/// mounts names it `source`, where the system lets it.  `max_read` bounds one
+/// read request.  The caller has made sure that `point` is a
 /// directory and not mounted already: the kernel would stack.
 #[cfg(not(target_os = "openbsd"))]
 pub fn fuse_mount(
     device: BorrowedFd<'_>,
+    source: &str,
     point: &Path,
     flags: MountFlags,
     max_read: u32,
@@ -97,7 +99,7 @@ pub fn fuse_mount(
     ms.set(MsFlags::MS_NODEV, flags.nodev);
     ms.set(MsFlags::MS_NOEXEC, flags.noexec);
     ms.set(MsFlags::MS_NOATIME, flags.noatime);
-    mount(Some("dfsd"), point, Some(FSTYPE), ms, Some(data.as_str()))?;
+    mount(Some(source), point, Some(FSTYPE), ms, Some(data.as_str()))?;
     Ok(())
 }
 
@@ -212,6 +214,7 @@ mod ffi {
 #[cfg(target_os = "openbsd")]
 pub fn fuse_mount(
     device: BorrowedFd<'_>,
+    _source: &str,
     point: &Path,
     flags: MountFlags,
     max_read: u32,
@@ -322,11 +325,11 @@ mod tests {
 
     #[test]
     fn mountinfo_lines() {
-        let line = b"36 35 0:40 / /mnt/a\\040b\\134 rw,nosuid shared:1 - fuse.dfs dfsd rw";
+        let line = b"36 35 0:40 / /mnt/a\\040b\\134 rw,nosuid shared:1 - fuse.dfs prod:/ rw";
         let entry = parse_mountinfo(line).unwrap();
         assert_eq!(entry.point, Path::new("/mnt/a b\\"));
         assert_eq!(entry.fstype, FSTYPE);
-        assert_eq!(entry.source, "dfsd");
+        assert_eq!(entry.source, "prod:/");
         for bad in [
             &b""[..],
             b"1 2 3",
