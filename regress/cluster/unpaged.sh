@@ -125,6 +125,7 @@ def fsync(path, flags):
 
 
 # --- whoever syncs the file hears of a mapped write that failed
+put(f"{A}/filler", bytes(2 * PAGE))
 for flags in (os.O_RDWR, os.O_RDONLY):
     path = f"{A}/map.{flags}"
     put(path, b"")
