@@ -406,14 +406,15 @@ impl InodeQueue {
 struct EntryQueue {
     /// With the inodes that lost that name.
     queue: Coalescing<(InodeNo, Vec<u8>), Vec<InodeNo>>,
-    epoch: bool,
+    /// All names are to be dropped; for so many times that all was lost.
+    epoch: Option<usize>,
 }
 
 /// What the worker for names does next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum EntryWork {
-    /// All names at once.
-    Epoch,
+    /// All names at once; all was lost so many times.
+    Epoch(usize),
     Entry {
         parent: InodeNo,
         name: Vec<u8>,
@@ -444,7 +445,7 @@ impl Invalidations {
             inode_ready: Condvar::new(),
             entries: Mutex::new(EntryQueue {
                 queue: Coalescing::new(),
-                epoch: false,
+                epoch: None,
             }),
             entry_ready: Condvar::new(),
         }
@@ -465,14 +466,14 @@ impl Invalidations {
 
     /// The kernel shall look up all names again.
     pub fn names(&self) {
-        lock(&self.entries).epoch = true;
+        lock(&self.entries).epoch.get_or_insert(0);
         self.entry_ready.notify_one();
     }
 
     /// All names, and everything of these inodes; `listed` are the
     /// directories among them whose listing the kernel may keep.
     pub fn everything(&self, inodes: &[InodeNo], listed: &[InodeNo]) {
-        lock(&self.entries).epoch = true;
+        *lock(&self.entries).epoch.get_or_insert(0) += 1;
         listed
             .iter()
             .for_each(|dir| self.entry(*dir, NO_NAME, None));
@@ -533,8 +534,8 @@ impl Invalidations {
     pub fn next_entry(&self) -> EntryWork {
         let mut entries = lock(&self.entries);
         loop {
-            if std::mem::take(&mut entries.epoch) {
-                return EntryWork::Epoch;
+            if let Some(times) = entries.epoch.take() {
+                return EntryWork::Epoch(times);
             }
             if let Some(((parent, name), lost)) = entries.queue.pop() {
                 return EntryWork::Entry { parent, name, lost };
@@ -665,12 +666,14 @@ mod tests {
         queue.entry(A, b"x", None);
         queue.entry(A, b"x", Some(A));
         queue.everything(&[B], &[A]);
+        queue.names();
+        queue.everything(&[], &[]);
         let entry = |name: &[u8], lost| EntryWork::Entry {
             parent: A,
             name: name.to_vec(),
             lost,
         };
-        assert_eq!(queue.next_entry(), EntryWork::Epoch);
+        assert_eq!(queue.next_entry(), EntryWork::Epoch(2));
         assert_eq!(queue.next_entry(), entry(b"x", vec![B, A]));
         assert_eq!(queue.next_entry(), entry(NO_NAME, vec![]));
         assert_eq!(queue.next_inode(), (B, Some(0)));

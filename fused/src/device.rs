@@ -1044,12 +1044,12 @@ fn notify_inode(ops: &Ops, raw: &File) {
 
 fn notify_entry(ops: &Ops, raw: &File) {
     match ops.invalidations.next_entry() {
-        EntryWork::Epoch => {
+        EntryWork::Epoch(times) => {
             if let Err(e) = inc_epoch(raw) {
                 // Names then live for a second, see cache::SHORT_TTL.
                 log_warn!(e, "inc_epoch");
             }
-            ops.names_dropped(&[None]);
+            ops.names_dropped(&vec![None; times]);
         }
         EntryWork::Entry { parent, name, lost } => {
             // Not found: nobody has it cached.  But whoever is reading the

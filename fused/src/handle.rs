@@ -24,7 +24,10 @@ use common::fs::{atime_due, Attr, Fh, FsError, InodeNo, ReqId, Time, S_ISGID, S_
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// What the kernel has judged is here within that.
+const FORMER: Duration = Duration::from_secs(2);
 
 /// A change that raftd has not yet answered for good: from when it was read
 /// off the device until it is applied or has failed.
@@ -153,6 +156,9 @@ pub struct Inode<W> {
     /// The size and the owner that the kernel knows, if it knows the inode.
     size: u64,
     owner: Option<u32>,
+    /// The owner before another node gave it away, by which the kernel may still
+    /// have judged what is on its way.
+    former: Option<(u32, Instant)>,
     /// A directory of whose listing the kernel may keep something.
     pub listed: bool,
     /// A directory that has been removed.
@@ -179,6 +185,7 @@ impl<W> Default for Inode<W> {
             setid: false,
             size: 0,
             owner: None,
+            former: None,
             listed: false,
             orphan: false,
             xattrs: None,
@@ -204,8 +211,21 @@ impl<W> Inode<W> {
         newest
     }
 
+    /// By which the kernel has judged what it asks now.
     pub fn owner(&self) -> Option<u32> {
-        self.owner
+        let former = self.former.filter(|(_, until)| Instant::now() < *until);
+        former.map(|(owner, _)| owner).or(self.owner)
+    }
+
+    /// Another node gives it away.
+    pub fn given_away(&mut self) {
+        let until = Instant::now() + FORMER;
+        self.former = self.owner.map(|owner| (owner, until));
+    }
+
+    /// The kernel is told what it has asked for before that is so.
+    pub fn foresee(&mut self, attr: &Attr) {
+        self.owner = Some(attr.uid);
     }
 
     pub fn size(&self) -> u64 {

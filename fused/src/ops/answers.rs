@@ -50,6 +50,9 @@ impl Ops {
                 // Its times are the leader's to tell: nothing to keep.
                 let Some(attr) = attr else { unexpected() };
                 let reply = setting.reply.take();
+                if let Some(inode) = state.inodes.get(attr.ino) {
+                    inode.foresee(&attr);
+                }
                 drop(state);
                 if let Some(reply) = reply {
                     let ttl = Duration::ZERO;
@@ -241,7 +244,10 @@ impl Ops {
     }
 
     pub fn inval_owner(&self, ino: InodeNo) {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
+        if let Some(inode) = state.inodes.get(ino) {
+            inode.given_away();
+        }
         if state.keeper == Keeper::Kernel && state.inodes.is_known(ino) {
             drop(state);
             self.invalidations.names();

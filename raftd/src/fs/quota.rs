@@ -86,7 +86,8 @@ impl Limit {
     /// Whether it leaves little room.
     pub(super) fn is_short(&self, used_blocks: u64) -> bool {
         let left = self.bytes.saturating_sub(used_blocks.saturating_mul(BLOCK));
-        self.bytes != 0 && left < SHORT
+        let little = SHORT.min((self.bytes / 8).max(SHORT / 64));
+        self.bytes != 0 && left < little
     }
 
     pub(super) fn narrow(&self, statfs: &mut Statfs, used_blocks: u64, used_inodes: u64) {

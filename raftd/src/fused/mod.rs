@@ -220,7 +220,7 @@ impl Mounts {
         }
         let quorum = *self.quorum.borrow();
         fused.push(&RaftdToFused::Quorum(quorum));
-        fused.push(&RaftdToFused::Short(self.is_any_short()));
+        self.tell_short(&fused);
         tokio::spawn(fused.clone().work_off());
         fused.clone().start(LaneKind::Control, control_reader)?;
         fused.start(LaneKind::Bulk, bulk_reader)
@@ -295,7 +295,8 @@ impl Mounts {
                 fused.change(change, applied.index, from == Some(fused.attachment));
             }
             if let Change::Orphan { ino } = change {
-                if !all.iter().any(|f| f.has_open(*ino)) {
+                // One that has been detached meanwhile lets nothing go.
+                if !self.all().iter().any(|f| f.has_open(*ino)) {
                     self.let_go(*ino);
                 }
             }
@@ -627,9 +628,7 @@ impl Fused {
     fn shown(&self, ino: InodeNo) -> Option<InodeNo> {
         match self.root() {
             Some(root) if ino == root => Some(InodeNo::ROOT),
-            Some(_) if ino == InodeNo::ROOT => None,
-            Some(_) => Some(ino),
-            None => None,
+            _ => (ino != InodeNo::ROOT).then_some(ino),
         }
     }
 
@@ -646,15 +645,18 @@ impl Fused {
         let found = dirent::walk(&meta.read(), InodeNo::ROOT, path);
         let root = found.map_err(request::fs_error)?;
         locked(&self.told).add(root);
-        self.root.store(root.0, Ordering::SeqCst);
+        let was = self.root.swap(root.0, Ordering::SeqCst);
         // It may have been removed in between, and nobody told.
         let attr = inode::getattr(&meta.read(), root);
         if attr.map_or(true, |attr| attr.nlink == 0) {
             self.root.store(0, Ordering::SeqCst);
             return Err(FsError::NotFound);
         }
-        let index = *self.mounts.applied.borrow();
-        self.push(&RaftdToFused::InvalAll { index });
+        // Others may have found it at the same time.
+        if was != root.0 {
+            let index = *self.mounts.applied.borrow();
+            self.push(&RaftdToFused::InvalAll { index });
+        }
         Ok(root)
     }
 

@@ -16,7 +16,7 @@
 //! that write(2) itself tells of the error: many programs do not ask close(2).
 //! Elsewhere it is answered when it is queued.  raftd only.
 
-use super::{locked, Mounts};
+use super::{locked, Fused, Mounts};
 use crate::fs::{inode, quota, space};
 use crate::store::meta::MetaError;
 use common::fatal;
@@ -51,18 +51,28 @@ impl Mounts {
                 Ok(found) => found,
                 Err(e) => fatal!(e, "store"),
             };
-            let any = found.is_any();
-            let was = std::mem::replace(&mut *locked(&self.short), found).is_any();
-            if was != any {
-                for fused in self.all() {
-                    fused.push(&RaftdToFused::Short(any));
-                }
-            }
+            self.set_short(found);
             tokio::time::sleep(LOOK_INTERVAL).await;
             if applied.changed().await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Told under the lock, so that the last that a fused hears is true.
+    fn set_short(&self, found: Short) {
+        let mut short = locked(&self.short);
+        let was = std::mem::replace(&mut *short, found).is_any();
+        if was != short.is_any() {
+            for fused in self.all() {
+                fused.push(&RaftdToFused::Short(short.is_any()));
+            }
+        }
+    }
+
+    pub(super) fn tell_short(&self, fused: &Fused) {
+        let short = locked(&self.short);
+        fused.push(&RaftdToFused::Short(short.is_any()));
     }
 
     fn find_short(&self) -> Result<Short, MetaError> {
