@@ -1045,9 +1045,11 @@ fn notify_inode(ops: &Ops, raw: &File) {
 fn notify_entry(ops: &Ops, raw: &File) {
     match ops.invalidations.next_entry() {
         EntryWork::Epoch(times) => {
-            if let Err(e) = inc_epoch(raw) {
-                // Names then live for a second, see cache::SHORT_TTL.
-                log_warn!(e, "inc_epoch");
+            // Without them names live for a second, see cache::SHORT_TTL.
+            if ops.has_epochs() {
+                if let Err(e) = inc_epoch(raw) {
+                    log_warn!(e, "inc_epoch");
+                }
             }
             ops.names_dropped(&vec![None; times]);
         }

@@ -158,7 +158,7 @@ pub struct Inode<W> {
     owner: Option<u32>,
     /// The owner before another node gave it away, by which the kernel may still
     /// have judged what is on its way.
-    former: Option<(u32, Instant)>,
+    former: Option<Box<(u32, Instant)>>,
     /// A directory of whose listing the kernel may keep something.
     pub listed: bool,
     /// A directory that has been removed.
@@ -213,14 +213,15 @@ impl<W> Inode<W> {
 
     /// By which the kernel has judged what it asks now.
     pub fn owner(&self) -> Option<u32> {
-        let former = self.former.filter(|(_, until)| Instant::now() < *until);
-        former.map(|(owner, _)| owner).or(self.owner)
+        let former = self.former.as_deref();
+        let former = former.filter(|(_, until)| Instant::now() < *until);
+        former.map(|(owner, _)| *owner).or(self.owner)
     }
 
     /// Another node gives it away.
     pub fn given_away(&mut self) {
         let until = Instant::now() + FORMER;
-        self.former = self.owner.map(|owner| (owner, until));
+        self.former = self.owner.map(|owner| Box::new((owner, until)));
     }
 
     /// The kernel is told what it has asked for before that is so.

@@ -623,6 +623,10 @@ impl Ops {
 
 /// What the threads that notify the kernel ask and tell.
 impl Ops {
+    pub fn has_epochs(&self) -> bool {
+        self.epochs.load(Ordering::Relaxed)
+    }
+
     pub fn set_epochs(&self, epochs: bool) {
         self.epochs.store(epochs, Ordering::Relaxed);
     }

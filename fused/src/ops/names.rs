@@ -25,7 +25,6 @@ use crate::retry::RETRY;
 use common::fs::{check_name, Attr, Cookie, Cred, Dirent, FsError, InodeNo, ReqId, SYMLINK_MAX};
 use common::msg::{FsOp, FsRep};
 use nix::errno::Errno;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// A name that others change again and again is asked for so often.
@@ -562,7 +561,7 @@ impl Ops {
         let stale = state.changes.name_since(parent, name, index);
         if stale || state.strict || state.keeper == Keeper::Fused {
             Duration::ZERO
-        } else if self.epochs.load(Ordering::Relaxed) {
+        } else if self.has_epochs() {
             TTL
         } else {
             SHORT_TTL
