@@ -18,7 +18,6 @@
 #![forbid(unsafe_code)]
 
 use crate::client::{fails, Client};
-use crate::tree::Mode;
 use crate::{mount, openbsd, scenarios, wait_until, Options};
 use common::fs::S_IFMT;
 use nix::errno::Errno;
@@ -28,7 +27,6 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::thread;
-use std::time::Duration;
 
 const READ: OFlag = OFlag::O_RDONLY;
 const WRITE: OFlag = OFlag::O_WRONLY;
@@ -404,7 +402,7 @@ fn a_lost_lock_is_told_and_no_lock_costs_nothing() {
 #[test]
 fn an_unlock_comes_behind_late_writes() {
     let options = Options {
-        timeout: Duration::from_secs(1),
+        timeout: std::time::Duration::from_secs(1),
         ..Options::default()
     };
     let Some(m) = mount(options) else {
@@ -413,7 +411,7 @@ fn an_unlock_comes_behind_late_writes() {
     m.tree.create("f", b"old");
     let f = File::options().write(true).open(m.path("f")).unwrap();
     let lock = Flock::lock(f, FlockArg::LockExclusive).unwrap();
-    m.tree.set_mode(Mode::Mute);
+    m.tree.set_mode(crate::tree::Mode::Mute);
     lock.write_all_at(b"new", 0).unwrap();
     assert_eq!(crate::errno(lock.sync_all()), Errno::EIO, "in time");
     thread::scope(|s| {
