@@ -210,6 +210,16 @@ ctl() { sh "$TOP/regress/cluster/ctl" -d "$CLUSTER" "$@"; }
 mnt() { echo "$CLUSTER/n$1/mnt"; }
 dfsctl() { dfsctl_n=$1; shift; "$BIN/dfsctl" -s "$CLUSTER/n$dfsctl_n/dfsd.sock" "$@"; }
 
+# lockers SECONDS: the program on standard input, by nodes.py, with what
+# lockers.py has.
+lockers() {
+	{
+		echo 'exec(open(os.environ["TOP"] +' \
+		    '"/regress/cluster/lockers.py").read(), globals())'
+		cat
+	} | TOP=$TOP python3 -B "$TOP/regress/cluster/nodes.py" "$1"
+}
+
 # cluster_up N [ctl options]: N nodes, mounted and current.
 cluster_up() {
 	[ "$(id -u)" -eq 0 ] || skip "needs root"

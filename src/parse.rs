@@ -68,6 +68,7 @@ const STATEMENTS: &[Entry<Draft>] = &[
     one("data", Parser::data),
     many("include", Parser::include),
     one("listen on", Parser::listen),
+    one("lock lease", Parser::lock_lease),
     one("log limit", Parser::log_limit),
     many("mount", Parser::mount),
     one("node", Parser::node),
@@ -361,6 +362,7 @@ struct Draft {
     listen: Option<(IpAddr, Option<u16>)>,
     data: Option<(PathBuf, At)>,
     socket: Option<(PathBuf, At)>,
+    lock_lease: Option<Duration>,
     log_limit: Option<u64>,
     reserve: Option<u64>,
     peers: Vec<(Peer, At)>,
@@ -884,6 +886,12 @@ impl Parser {
         Ok(())
     }
 
+    fn lock_lease(&mut self, draft: &mut Draft, at: &At) -> Parsed<()> {
+        let seconds = self.number("lock lease", conf::LOCK_LEASE_RANGE, at)?;
+        draft.lock_lease = Some(Duration::from_secs(seconds));
+        Ok(())
+    }
+
     fn log_limit(&mut self, draft: &mut Draft, at: &At) -> Parsed<()> {
         draft.log_limit = Some(self.size("log limit", conf::LOG_LIMIT_RANGE, at)?);
         Ok(())
@@ -1049,6 +1057,7 @@ impl Parser {
             listen,
             data,
             socket,
+            lock_lease: draft.lock_lease.unwrap_or(DEFAULTS.lock_lease),
             log_limit: draft.log_limit.unwrap_or(DEFAULTS.log_limit),
             reserve: draft.reserve.unwrap_or(DEFAULTS.reserve),
             peers: draft.peers.into_iter().map(|(peer, _)| peer).collect(),

@@ -28,6 +28,7 @@ pub fn print_config(conf: &Conf) -> String {
     out += &format!("listen on {}\n", addr(conf.listen));
     out += &format!("data {}\n", path(&conf.data));
     out += &format!("socket {}\n", path(&conf.socket));
+    out += &format!("lock lease {}\n", conf.lock_lease.as_secs());
     out += &format!("log limit {}\n", size(conf.log_limit));
     out += &format!("reserve {}\n", size(conf.reserve));
     out.push('\n');

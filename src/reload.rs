@@ -96,6 +96,7 @@ fn fixed(old: &Conf, new: &Conf) -> Option<&'static str> {
         ("listen", old.listen == new.listen),
         ("data", old.data == new.data),
         ("socket", old.socket == new.socket),
+        ("lock lease", old.lock_lease == new.lock_lease),
         ("peer", peers(old) == peers(new)),
     ];
     let (what, _) = same.into_iter().find(|(_, same)| !same)?;

@@ -29,6 +29,7 @@ pub struct Defaults {
     pub port: u16,
     pub data: &'static str,
     pub socket: &'static str,
+    pub lock_lease: Duration,
     pub log_limit: u64,
     pub reserve: u64,
     pub subtree: &'static str,
@@ -50,6 +51,7 @@ pub const DEFAULTS: Defaults = Defaults {
     port: 7400,
     data: "/var/db/dfsd",
     socket: "/var/run/dfsd.sock",
+    lock_lease: Duration::from_secs(10),
     log_limit: 4 << 30,
     reserve: 256 << 20,
     subtree: "/",
@@ -75,6 +77,8 @@ pub const PORT_RANGE: RangeInclusive<u64> = 1..=65535;
 pub const TIMEOUT_RANGE: RangeInclusive<u64> = 1..=3600;
 /// Seconds.
 pub const MAXAGE_RANGE: RangeInclusive<u64> = 1..=31536000;
+/// Seconds.  The least outlives the choice of a new leader.
+pub const LOCK_LEASE_RANGE: RangeInclusive<u64> = 5..=3600;
 /// Bytes.  The least leaves room for a few segments of the log.
 pub const LOG_LIMIT_RANGE: RangeInclusive<u64> = 256 << 20..=16 << 40;
 /// Bytes.  The least holds what a node must still write to free its log.
@@ -109,6 +113,9 @@ pub struct Conf {
     pub listen: SocketAddr,
     pub data: PathBuf,
     pub socket: PathBuf,
+    /// For how long this node has its locks without an answer of the leader;
+    /// whole seconds.
+    pub lock_lease: Duration,
     /// Bytes of log kept for a dead peer before it is given up.
     pub log_limit: u64,
     /// Bytes on the disk of `data` that are never used.
@@ -202,6 +209,7 @@ mod tests {
             listen: "[2001:db8::1]:7400".parse().unwrap(),
             data: DEFAULTS.data.into(),
             socket: DEFAULTS.socket.into(),
+            lock_lease: DEFAULTS.lock_lease,
             log_limit: DEFAULTS.log_limit,
             reserve: DEFAULTS.reserve,
             peers: vec![Peer {

@@ -55,7 +55,7 @@ use std::time::Duration;
 
 /// Bump when any message enum or anything inside one changes: a parent and a
 /// child from two builds must not talk.
-pub const IMSG_VERSION: u32 = 4;
+pub const IMSG_VERSION: u32 = 5;
 
 pub const IMSG_HEADER_SIZE: usize = 16;
 /// The usual `max_frame`; only raftd and fused raise it.

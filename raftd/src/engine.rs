@@ -117,11 +117,11 @@ impl Engine {
             &peers,
         )
         .await;
-        let proposer = Proposer::new(raft.clone(), peers.clone(), nonce);
+        let proposer = Proposer::new(raft.clone(), peers.clone(), nonce, conf.lock_lease);
         let barrier = Barrier::start(raft.clone(), peers.clone(), applied.clone());
         let (quorum_tx, quorum) = watch::channel(true);
         let (recovered_tx, recovered) = watch::channel(false);
-        let lease = Arc::new(Lease::default());
+        let lease = Arc::new(Lease::new(conf.lock_lease));
         let locks = Locks::new(store.clone(), proposer.clone(), lease.clone());
         let age = Arc::new(Age::default());
         // What the log knew to be committed openraft has had applied by now.

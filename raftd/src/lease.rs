@@ -18,16 +18,18 @@
 //! A node renews its session's lease by the question for the read barrier,
 //! which it asks several times a second anyway: from when it sent one that was
 //! answered, and once it has applied what the answer names, it may count on its
-//! locks for LEASE.  The leader takes the locks away when it was not asked for
-//! LEASE and SLACK.  A new leader, and one that did not run for some time, gives
+//! locks for the length of its lease, which its session's record tells every
+//! leader.  The leader takes the locks away when it was not asked for that long
+//! and SLACK.  A new leader, and one that did not run for some time, gives
 //! everybody a full lease first.
 //!
 //! From when the leader has decided to take a session's locks away until this
 //! is applied it answers that node nothing: the lease could be renewed by an
 //! answer that does not cover it.
 
+use crate::fs::dedup::{self, Session};
+use crate::fs::lock;
 use crate::fs::op::Op;
-use crate::fs::{dedup, lock};
 use crate::payload::Payload;
 use crate::peer::frame::Proposal;
 use crate::peer::Peers;
@@ -43,7 +45,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::sleep;
 
-pub const LEASE: Duration = Duration::from_secs(10);
 /// The leader is in no hurry: clocks need not run at the same speed.
 const SLACK: Duration = Duration::from_secs(1);
 /// How often the leader looks.
@@ -60,8 +61,8 @@ fn now() -> Duration {
 }
 
 /// The lease of this node's session.
-#[derive(Default)]
 pub struct Lease {
+    length: Duration,
     /// Until when, in milliseconds of that clock.
     until: AtomicU64,
 }
@@ -77,8 +78,15 @@ impl Sent {
 }
 
 impl Lease {
+    pub fn new(length: Duration) -> Lease {
+        Lease {
+            length,
+            until: AtomicU64::new(0),
+        }
+    }
+
     pub fn renewed(&self, sent: Sent) {
-        let until = sent.0.saturating_add(LEASE).as_millis() as u64;
+        let until = sent.0.saturating_add(self.length).as_millis() as u64;
         if sent.0 < Duration::MAX {
             self.until.fetch_max(until, Ordering::SeqCst);
         }
@@ -143,9 +151,10 @@ impl Table {
 
     /// Whether the node was not heard of for too long, and so loses its locks
     /// now.
-    fn is_silent(&mut self, node: NodeId, since: Duration, now: Duration) -> bool {
+    fn is_silent(&mut self, session: &Session, since: Duration, now: Duration) -> bool {
+        let node = session.node;
         let heard = self.nodes.get(&node).copied().unwrap_or_default();
-        if now.saturating_sub(heard.max(since)) <= LEASE + SLACK {
+        if now.saturating_sub(heard.max(since)) <= session.lease.saturating_add(SLACK) {
             return false;
         }
         let begun = self.expiring.get(&node);
@@ -201,7 +210,7 @@ fn silent(raft: &Raft, peers: &Peers, store: &Store) -> Vec<(NodeId, SessionId)>
         }
         if !lock::has_any(&meta, session).unwrap_or(false) {
             table.expiring.remove(&record.node);
-        } else if table.is_silent(record.node, since, now) {
+        } else if table.is_silent(&record, since, now) {
             silent.push((record.node, session));
         }
     }
@@ -216,37 +225,50 @@ mod tests {
 
     #[test]
     fn counts_from_the_sending() {
-        let lease = Lease::default();
+        let lease = Lease::new(10 * S);
         assert!(!lease.holds());
         let sent = Sent::now();
         lease.renewed(sent);
-        assert!(lease.holds() && lease.left() <= LEASE);
+        assert!(lease.holds() && lease.left() <= 10 * S);
         // An answer that took longer than another one renews nothing.
-        lease.renewed(Sent(sent.0.saturating_sub(LEASE)));
+        lease.renewed(Sent(sent.0.saturating_sub(10 * S)));
         assert!(lease.holds());
-        let old = Lease::default();
-        old.renewed(Sent(now().saturating_sub(LEASE)));
+        let old = Lease::new(10 * S);
+        old.renewed(Sent(now().saturating_sub(10 * S)));
         assert!(!old.holds());
     }
 
     #[test]
     fn the_leader_is_patient() {
         let node = NodeId(2);
+        let session = |lease| Session {
+            node,
+            nonce: 1,
+            lease,
+            next: 1,
+            acked: 0,
+            fenced: false,
+        };
+        let ten = &session(10 * S);
         let mut table = Table::default();
         let since = table.look(1, 100 * S);
-        assert!(!table.is_silent(node, since, 111 * S), "a full lease first");
-        assert!(table.is_silent(node, since, 112 * S));
-        assert!(!table.is_silent(node, since, 113 * S), "it has begun");
-        assert!(table.is_silent(node, since, 118 * S), "it was lost");
+        assert!(!table.is_silent(ten, since, 111 * S), "a full lease first");
+        assert!(table.is_silent(ten, since, 112 * S));
+        assert!(!table.is_silent(ten, since, 113 * S), "it has begun");
+        assert!(table.is_silent(ten, since, 118 * S), "it was lost");
         table.nodes.insert(node, 118 * S);
-        assert!(!table.is_silent(node, since, 129 * S));
+        assert!(!table.is_silent(ten, since, 129 * S));
+        let for_ever = &session(Duration::MAX);
+        assert!(!table.is_silent(for_ever, since, 129 * S));
+        assert!(table.is_silent(&session(5 * S), since, 129 * S));
+        table.expiring.clear();
 
         // A look each second, then none for some time.
         for at in 118..130 {
             assert_eq!(table.look(1, at * S), 118 * S);
         }
         assert_eq!(table.look(1, 140 * S), 140 * S);
-        assert!(!table.is_silent(node, 140 * S, 141 * S));
+        assert!(!table.is_silent(ten, 140 * S, 141 * S));
         assert!(table.expiring.contains_key(&node), "it is still under way");
         assert_eq!(table.look(2, 141 * S), 141 * S, "another term");
         assert!(table.expiring.is_empty());

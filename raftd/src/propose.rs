@@ -220,6 +220,7 @@ pub struct Proposer {
     raft: Raft,
     peers: Arc<Peers>,
     nonce: u64,
+    lease: Duration,
     window: Mutex<Window>,
     wake: Notify,
     ops: Arc<Semaphore>,
@@ -235,11 +236,12 @@ fn kib(bytes: usize) -> u32 {
 
 impl Proposer {
     /// `nonce` tells this run of raftd from all others of the node.
-    pub fn new(raft: Raft, peers: Arc<Peers>, nonce: u64) -> Arc<Proposer> {
+    pub fn new(raft: Raft, peers: Arc<Peers>, nonce: u64, lease: Duration) -> Arc<Proposer> {
         Arc::new(Proposer {
             raft,
             peers,
             nonce,
+            lease,
             window: Mutex::new(Window {
                 session: None,
                 first: 1,
@@ -559,6 +561,7 @@ impl Proposer {
             op: Op::OpenSession {
                 node: self.peers.me.node,
                 nonce: self.nonce,
+                lease: self.lease,
             },
             payload: Payload::none(),
         }

@@ -29,6 +29,12 @@ def ctl(*words):
     subprocess.run(["sh", f"{TOP}/regress/cluster/ctl", "-d", CLUSTER, *map(str, words)], check=True)
 
 
+def die(node):
+    """All at once: a raftd that outlives its fused would still unlock."""
+    ctl("pause", node)
+    ctl("kill", node)
+
+
 def leader():
     done = subprocess.run(["sh", f"{TOP}/regress/cluster/ctl", "-d", CLUSTER, "leader"],
                           capture_output=True, text=True)

@@ -17,19 +17,9 @@
 # their process, fused or node is gone, and lost when their node is cut off.
 
 . "$(dirname "$0")/../lib.sh"
-export TOP
 cluster_up 3
 
-# run LIMIT: the program on standard input, with what lockers.py has.
-run() {
-	{
-		echo 'exec(open(os.environ["TOP"] +' \
-		    '"/regress/cluster/lockers.py").read(), globals())'
-		cat
-	} | python3 -B "$TOP/regress/cluster/nodes.py" "$1"
-}
-
-run 120 <<'EOP' || fail "exclusion"
+lockers 120 <<'EOP' || fail "exclusion"
 put(f"{A}/f", b"0" * 100)
 os.mkdir(f"{A}/d")
 everywhere("f")
@@ -211,7 +201,7 @@ end_all()
 eventually(lambda: not shown(1))
 EOP
 
-run 200 <<'EOP' || fail "counter"
+lockers 200 <<'EOP' || fail "counter"
 put(f"{A}/count", b"0")
 everywhere("count")
 EACH = 34
@@ -232,7 +222,7 @@ for path in at("count"):
     same(int(get(path)), 9 * EACH, path)
 EOP
 
-run 240 <<'EOP' || fail "leader killed"
+lockers 240 <<'EOP' || fail "leader killed"
 put(f"{A}/count2", b"0")
 everywhere("count2")
 was = leader()
@@ -287,7 +277,7 @@ for path in at("count2"):
 eventually(lambda: not shown(1))
 EOP
 
-run 240 <<'EOP' || fail "holder stands still"
+lockers 240 <<'EOP' || fail "holder stands still"
 # A raftd that stands still loses its locks; what its programs write meanwhile,
 # under a lock that they think they have, must not come after the next one's.
 put(f"{A}/s", b"before")
@@ -323,7 +313,7 @@ waiter.leave()
 eventually(lambda: not shown(other))
 EOP
 
-run 240 <<'EOP' || fail "holders gone"
+lockers 240 <<'EOP' || fail "holders gone"
 fences = []
 
 def fence():
@@ -374,7 +364,7 @@ holder.must("lock", "ex")
 eventually(lambda: holders(3))
 fence()
 must_wait(waiter, "lock", "ex", 0, 0, True)
-ctl("kill", 2)
+die(2)
 same(waiter.answer(), "ok")
 eventually(lambda: holders(3)[0]["pid"] == waiter.pid)
 fence()
@@ -387,7 +377,7 @@ eventually(lambda: not shown(2))
 EOP
 
 grep -q '^net=netns' "$CLUSTER/cluster" || exit 0
-run 240 <<'EOP' || fail "cut off"
+lockers 240 <<'EOP' || fail "cut off"
 put(f"{A}/p", b"before")
 everywhere("p")
 was = leader()

@@ -198,7 +198,7 @@ fn man_page_defaults() {
     let page = read(Path::new(ROOT).join("man/dfsd.conf.5"));
     dir.put("dfsd.conf", good("mount /mnt/a\n"));
     let printed = prints(&dir, "dfsd.conf", &[]);
-    for name in ["data", "socket", "log limit", "reserve"] {
+    for name in ["data", "lock lease", "log limit", "reserve", "socket"] {
         let default = man_default(&page, name);
         let line = printed
             .lines()

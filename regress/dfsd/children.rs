@@ -332,6 +332,7 @@ fn reload() {
         ("cluster", "\"test\"", "\"other\""),
         ("data", "/db\"", "/db2\""),
         ("socket", "/sock\"", "/sock2\""),
+        ("lock lease", "node 1", "node 1\nlock lease 5"),
     ] {
         dir.put("conf", &dir.conf().replace(from, to));
         must(dfsctl(&dir, &["reload"]), 1, not);

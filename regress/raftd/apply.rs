@@ -32,12 +32,14 @@ use raftd::payload::Payload;
 use raftd::store::meta::{Meta, View};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 mod dir;
 mod quota;
 
 const ROOT: InodeNo = InodeNo::ROOT;
 const MAP: usize = 1 << 30;
+const LEASE: Duration = Duration::from_secs(10);
 const USER: Cred = Cred { uid: 10, gid: 20 };
 const OTHER: Cred = Cred { uid: 11, gid: 21 };
 const SUPER: Cred = Cred { uid: 0, gid: 0 };
@@ -146,7 +148,14 @@ impl Tree {
 
     fn session(&mut self, node: u64, nonce: u64) -> SessionId {
         let node = NodeId(node);
-        assert_eq!(self.op(Op::OpenSession { node, nonce }), Ok(Reply::Session));
+        assert_eq!(
+            self.op(Op::OpenSession {
+                node,
+                nonce,
+                lease: LEASE
+            }),
+            Ok(Reply::Session)
+        );
         SessionId(self.index)
     }
 }
@@ -1377,6 +1386,7 @@ fn exactly_once() {
     let nested = Op::OpenSession {
         node: NodeId(1),
         nonce: 5,
+        lease: LEASE,
     };
     let nested = verdict(&mut t, s, 5, 0, &nested);
     assert_eq!(nested, Verdict::Done(Err(FsError::Invalid)));
@@ -1470,6 +1480,7 @@ fn orphans_end_with_their_sessions() {
     let e = t.effects(Op::OpenSession {
         node: NodeId(1),
         nonce: 2,
+        lease: LEASE,
     });
     assert_eq!(e.changes, [Change::Gone { ino: g }]);
     assert_eq!(e.data, [], "never had a backing file");
@@ -1995,7 +2006,14 @@ impl Script {
         self.nonce += self.rng.below(2);
         let node = NodeId(self.rng.below(3));
         let nonce = self.nonce;
-        (Op::OpenSession { node, nonce }, Payload::none())
+        (
+            Op::OpenSession {
+                node,
+                nonce,
+                lease: LEASE,
+            },
+            Payload::none(),
+        )
     }
 
     fn command(&mut self, index: u64) -> Command {

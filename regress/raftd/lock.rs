@@ -28,11 +28,13 @@ use raftd::fs::{Change, Effects, Outcome, Reply, Verdict};
 use raftd::payload::Payload;
 use raftd::store::meta::Meta;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use LockKind::{Exclusive, Shared};
 
 mod dir;
 
 const MAP: usize = 1 << 30;
+const LEASE: Duration = Duration::from_secs(10);
 
 /// One node's tree with some files, and two sessions with their streams.
 struct Tree {
@@ -110,7 +112,11 @@ impl Tree {
 
     fn open_session(&mut self, at: usize, nonce: u64) -> Effects {
         let node = NodeId(at as u64 + 1);
-        let (outcome, effects) = self.free(Op::OpenSession { node, nonce });
+        let (outcome, effects) = self.free(Op::OpenSession {
+            node,
+            nonce,
+            lease: LEASE,
+        });
         assert_eq!(outcome, Ok(Reply::Session));
         self.sessions.truncate(at.max(self.sessions.len()));
         let session = (SessionId(self.index), 0);

@@ -61,6 +61,7 @@ const ROOT: InodeNo = InodeNo::ROOT;
 const SUPER: Cred = Cred { uid: 0, gid: 0 };
 const ME: NodeId = NodeId(1);
 const MAP: usize = 1 << 30;
+const LEASE: Duration = Duration::from_secs(10);
 /// Index of the entry that opens the session of all others.
 const SESSION: u64 = 2;
 /// The log's entries before those of the session.
@@ -256,7 +257,11 @@ fn normal(index: u64, op: Op, bytes: &[u8]) -> Entry {
 /// What every log begins with.
 fn head() -> Vec<Entry> {
     let members = openraft::Membership::new_with_defaults(vec![BTreeSet::from([ME])], [ME]);
-    let open = Op::OpenSession { node: ME, nonce: 7 };
+    let open = Op::OpenSession {
+        node: ME,
+        nonce: 7,
+        lease: LEASE,
+    };
     vec![
         Entry::new(log_id(0), EntryPayload::Membership(members)),
         Entry::new(log_id(1), EntryPayload::Blank),

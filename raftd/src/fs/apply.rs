@@ -169,12 +169,12 @@ impl Apply<'_, '_> {
     ) -> Result<Reply, ReadError> {
         match op {
             Op::Nop => Ok(Reply::Done),
-            Op::OpenSession { node, nonce } => {
+            Op::OpenSession { node, nonce, lease } => {
                 // A session cannot end itself in the middle of an entry.
                 if session.is_some() {
                     return Err(FsError::Invalid.into());
                 }
-                self.open_session(*node, *nonce)?;
+                self.open_session(*node, *nonce, *lease)?;
                 Ok(Reply::Session)
             }
             Op::Capacity {

@@ -24,6 +24,7 @@ use super::{Outcome, Verdict};
 use crate::store::meta::{decode, MetaError, View, Writer};
 use common::fs::{NodeId, SessionId};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 const SESSION: u8 = b't';
 const REPLY: u8 = b'r';
@@ -32,6 +33,7 @@ const REPLY: u8 = b'r';
 pub struct Session {
     pub node: NodeId,
     pub nonce: u64,
+    pub lease: Duration,
     /// The seq that must come next.
     pub next: u64,
     /// Replies up to and including this seq are forgotten.
@@ -110,7 +112,12 @@ pub(super) fn record(
 impl Apply<'_, '_> {
     /// A raftd has started.  Asked again by the same run, the session that it
     /// has stays.  Nonces of one node grow with its runs.
-    pub(super) fn open_session(&mut self, node: NodeId, nonce: u64) -> Result<(), MetaError> {
+    pub(super) fn open_session(
+        &mut self,
+        node: NodeId,
+        nonce: u64,
+        lease: Duration,
+    ) -> Result<(), MetaError> {
         let all = sessions(self.tx)?;
         // This run's, or a later one's: what comes now was long under way.
         if all.iter().any(|(_, s)| s.node == node && s.nonce >= nonce) {
@@ -124,6 +131,7 @@ impl Apply<'_, '_> {
         let session = Session {
             node,
             nonce,
+            lease,
             next: 1,
             acked: 0,
             fenced: false,

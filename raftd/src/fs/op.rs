@@ -22,6 +22,7 @@ use common::lock::LockRange;
 use common::xattr::XattrHow;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 
 /// One entry of the log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,6 +56,8 @@ pub enum Op {
     OpenSession {
         node: NodeId,
         nonce: u64,
+        /// For how long it has its locks without being heard of.
+        lease: Duration,
     },
     /// What this voter's disk can hold for the tree.
     Capacity {

@@ -65,7 +65,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Moves with every change of the messages below.  2: stores in the hello.
-const VERSION: u16 = 4;
+const VERSION: u16 = 5;
 const MAGIC: &[u8; 8] = b"dfsdpeer";
 const HELLO_LEN: usize = 112;
 const NAME_LEN: usize = 64;

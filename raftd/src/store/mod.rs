@@ -75,7 +75,7 @@ use tokio::sync::watch;
 use wal::WalError;
 
 /// Version of the directory; moves when an old raftd could not use it.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 const TITLE: &str = "dfsd data directory";
 const IDENTITY: &str = "identity";
 const IDENTITY_NEW: &str = "identity.new";

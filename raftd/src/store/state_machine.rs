@@ -185,7 +185,7 @@ impl StateMachine {
                 applied.verdict = verdict;
                 applied.changes = effects.changes;
                 applied.origin = cmd.origin;
-                if let (Op::OpenSession { node, nonce }, Verdict::Done(Ok(_))) =
+                if let (Op::OpenSession { node, nonce, .. }, Verdict::Done(Ok(_))) =
                     (cmd.op, &applied.verdict)
                 {
                     applied.opened = Some((node, nonce));
