@@ -588,12 +588,12 @@ impl Filesystem for Device {
             mapped,
             kill_priv,
         };
-        let (ops, len) = (self.ops.clone(), data.len() as u64);
+        let (ops, len, pid) = (self.ops.clone(), data.len() as u64, req.pid());
         let reply = Box::new(move |result| match result {
             Ok(len) => reply.written(len),
             Err(e) => {
                 if !mapped {
-                    ops.write_refused(at, len, flags.0);
+                    ops.write_refused(at, len, flags.0, pid, e);
                 }
                 reply.error(errno(e));
             }

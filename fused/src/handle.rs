@@ -21,13 +21,16 @@
 use crate::ahead::{Ahead, Plan, Round, AHEADS_MAX};
 use crate::backing::Backing;
 use common::fs::{atime_due, Attr, Fh, FsError, InodeNo, ReqId, Time, S_ISGID, S_ISUID};
+use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// What the kernel has judged is here within that.
-const FORMER: Duration = Duration::from_secs(2);
+/// What the kernel asks by itself after an error is here within that.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// The user id that nobody has, chown(2).
+const NOBODY: u32 = u32::MAX;
 
 /// A change that raftd has not yet answered for good: from when it was read
 /// off the device until it is applied or has failed.
@@ -156,9 +159,9 @@ pub struct Inode<W> {
     /// The size and the owner that the kernel knows, if it knows the inode.
     size: u64,
     owner: Option<u32>,
-    /// The owner before another node gave it away, by which the kernel may still
-    /// have judged what is on its way.
-    former: Option<Box<(u32, Instant)>>,
+    /// Another node has given it away.  By whom the kernel judges is not known
+    /// from then on: it may not take the attributes that it is answered.
+    given_away: bool,
     /// A directory of whose listing the kernel may keep something.
     pub listed: bool,
     /// A directory that has been removed.
@@ -185,7 +188,7 @@ impl<W> Default for Inode<W> {
             setid: false,
             size: 0,
             owner: None,
-            former: None,
+            given_away: false,
             listed: false,
             orphan: false,
             xattrs: None,
@@ -213,15 +216,14 @@ impl<W> Inode<W> {
 
     /// By which the kernel has judged what it asks now.
     pub fn owner(&self) -> Option<u32> {
-        let former = self.former.as_deref();
-        let former = former.filter(|(_, until)| Instant::now() < *until);
-        former.map(|(owner, _)| *owner).or(self.owner)
+        match self.given_away {
+            true => Some(NOBODY),
+            false => self.owner,
+        }
     }
 
-    /// Another node gives it away.
-    pub fn given_away(&mut self) {
-        let until = Instant::now() + FORMER;
-        self.former = self.owner.map(|owner| Box::new((owner, until)));
+    pub fn give_away(&mut self) {
+        self.given_away = true;
     }
 
     /// The kernel is told what it has asked for before that is so.
@@ -366,6 +368,7 @@ impl<W> Inodes<W> {
             return false;
         };
         inode.nlookup = inode.nlookup.saturating_sub(nlookup);
+        inode.given_away &= inode.nlookup > 0;
         let over = inode.nlookup == 0 && std::mem::take(&mut inode.orphan);
         self.tidy(ino);
         over
@@ -546,11 +549,21 @@ pub struct Handle {
     wrote_to: Option<u64>,
     /// The last WRITE was without pages and failed.
     unpaged: bool,
-    /// To which size the kernel may cut the file because a WRITE has failed, and
-    /// the size that it was told last before.
-    cut_to: Option<(u64, u64)>,
+    /// What the kernel may do because a WRITE has failed.
+    cut: Option<Cut>,
     /// A lock that was taken through it is lost.
     lost: bool,
+}
+
+/// A truncation that would take back a WRITE that has failed.
+pub struct Cut {
+    /// By the thread that has written, and at once.
+    pub pid: u32,
+    pub at: Instant,
+    pub size: u64,
+    /// The size that the kernel was told last before.
+    pub told: u64,
+    pub error: Errno,
 }
 
 impl Handle {
@@ -565,7 +578,7 @@ impl Handle {
             error: None,
             wrote_to: None,
             unpaged: false,
-            cut_to: None,
+            cut: None,
             lost: false,
         }
     }
@@ -612,6 +625,12 @@ impl Handles {
         }
     }
 
+    /// Whether anybody could have written it.
+    pub fn is_written(&self, ino: InodeNo) -> bool {
+        let mut handles = self.table.values();
+        handles.any(|handle| handle.ino == ino && handle.write)
+    }
+
     /// A handle that has lost a lock has an error for good.
     pub fn error(&self, fh: Fh) -> Option<FsError> {
         let handle = self.table.get(&fh)?;
@@ -655,26 +674,28 @@ impl Handles {
             Some(_) => again.then_some(offset),
         };
         if error.is_none() {
-            handle.cut_to = None;
+            handle.cut = None;
         }
         error
     }
 
-    /// A WRITE has failed that would have made a file of `size`, as the kernel
-    /// knows it, longer.  To take back a write without pages, or one that nobody
-    /// waits for, Linux then cuts the file to that size; but it may be an old
+    /// A WRITE has failed that would have made the file, as the kernel knows it,
+    /// longer.  To take back a write without pages, or one that nobody waits for,
+    /// Linux then cuts the file to the size that it knows; but it may be an old
     /// one, and what is behind it others have written.
-    pub fn write_refused(&mut self, fh: Fh, size: u64, told: u64, unpaged: bool) {
+    pub fn write_refused(&mut self, fh: Fh, cut: Cut, unpaged: bool) {
         if let Some(handle) = self.table.get_mut(&fh).filter(|h| h.direct || unpaged) {
-            handle.cut_to = Some((size, told));
+            handle.cut = Some(cut);
         }
     }
 
-    /// Whether a truncation to `size` is the one that follows on that.  Who has
-    /// asked for the size since then, and the kernel was told another, means it.
-    pub fn takes_back(&mut self, fh: Fh, size: u64, told: u64) -> bool {
-        let handle = self.table.get_mut(&fh);
-        handle.and_then(|h| h.cut_to.take()) == Some((size, told))
+    /// If a truncation to `size` may be the one that follows on that, the error.
+    /// A program's own can look the same.  Who has asked for the size since then,
+    /// and the kernel was told another, means it.
+    pub fn takes_back(&mut self, fh: Fh, pid: u32, size: u64, told: u64) -> Option<Errno> {
+        let cut = self.table.get_mut(&fh)?.cut.take()?;
+        let same = (cut.pid, cut.size, cut.told) == (pid, size, told);
+        (same && cut.at.elapsed() < AT_ONCE).then_some(cut.error)
     }
 
     pub fn lose(&mut self, fh: Fh) {
@@ -836,6 +857,31 @@ mod tests {
         assert!(inodes.get(InodeNo::ROOT).is_some());
         inodes.clear_all(true);
         assert!(inodes.get(InodeNo::ROOT).unwrap().kept().is_none());
+    }
+
+    /// Whatever it is answered, until it has forgotten the inode.
+    #[test]
+    fn who_judged_by_an_owner_that_was() {
+        let mut inodes: Inodes<()> = Inodes::new(8);
+        let ino = InodeNo(2);
+        let attr = |uid| Attr {
+            ino,
+            uid,
+            ..Attr::default()
+        };
+        inodes.looked_up(ino).show(&attr(1000), 1);
+        assert_eq!(inodes.get_or_new(ino).owner(), Some(1000));
+        for uid in [0, 1000, 0] {
+            inodes.get_or_new(ino).show(&attr(uid), 2);
+            inodes.get_or_new(ino).give_away();
+            assert_eq!(inodes.get_or_new(ino).owner(), Some(NOBODY));
+            inodes.get_or_new(ino).show(&attr(uid), 3);
+            assert_eq!(inodes.get_or_new(ino).owner(), Some(NOBODY));
+        }
+        inodes.get_or_new(ino).busy().opens = 1;
+        inodes.forget(ino, 1);
+        inodes.looked_up(ino).show(&attr(7), 4);
+        assert_eq!(inodes.get_or_new(ino).owner(), Some(7));
     }
 
     #[test]

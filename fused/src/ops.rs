@@ -242,11 +242,15 @@ impl State {
 
     /// Whether the kernel is answered only when the write is applied.  From a
     /// mapping nobody waits for the answer; and if that is an error, the kernel
-    /// tells all that call msync(2) or fsync(2), by whatever descriptor.
+    /// tells all that call msync(2) or fsync(2), by whatever descriptor.  And
+    /// where nobody has the file open to write, nobody could be told later.
     fn is_sync(&self, write: &Write<'_>) -> bool {
         let asked = write.flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
         let handle = self.handles.get(write.at.fh);
-        asked || write.mapped || handle.is_some_and(|handle| handle.sync)
+        match handle.filter(|handle| handle.ino == write.at.ino) {
+            Some(handle) => asked || write.mapped || handle.sync,
+            None => asked || write.mapped || !self.handles.is_written(write.at.ino),
+        }
     }
 
     /// The size that the kernel was told last.

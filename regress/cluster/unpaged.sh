@@ -101,6 +101,47 @@ for flags, offset, error in ((os.O_APPEND, 0, errno.EDQUOT), (os.O_DIRECT, 1 << 
     os.unlink(f"{A}/{name}")
 
 
+# fallocate(2) makes the kernel know of a longer file.
+put(f"{A}/longer", b"a" * PAGE)
+fd = os.open(f"{A}/longer", os.O_RDWR | os.O_DIRECT)
+os.posix_fallocate(fd, PAGE, PAGE)
+put(f"{B}/longer", b"b" * PAGE, os.O_APPEND)
+same(submit(fd, b"x" * PAGE, 1 << 43), -errno.EFBIG)
+os.chmod(f"{A}/longer", 0o600)
+for m in MOUNTS:
+    eventually(lambda: os.stat(f"{m}/longer").st_mode & 0o777 == 0o600, m)
+    same(os.stat(f"{m}/longer").st_size, 3 * PAGE, m)
+os.close(fd)
+
+# A program that cuts off itself what it could not write hears the truth: it is
+# done, or it is not.
+for flags in (os.O_APPEND, os.O_DIRECT | os.O_DSYNC):
+    name = f"repair.{flags}"
+    put(f"{A}/{name}", b"a" * PAGE)
+    fd = os.open(f"{A}/{name}", os.O_RDWR | flags)
+    same(os.fstat(fd).st_size, PAGE)
+    quota(2, "-b", "8K", "/")
+    page = mmap.mmap(-1, 4 * PAGE)
+    fails(errno.EDQUOT, os.writev, fd, [page])
+    os.ftruncate(fd, PAGE)
+    quota(2, "-b", "0", "/")
+    put(f"{B}/{name}", b"b" * PAGE, os.O_APPEND)
+    quota(2, "-b", "8K", "/")
+    fails(errno.EDQUOT, os.writev, fd, [page])
+    size = PAGE
+    try:
+        os.ftruncate(fd, size)
+    except OSError as e:
+        same(e.errno, errno.EDQUOT, flags)
+        size = 2 * PAGE
+    same(os.stat(f"{A}/{name}").st_size, size, flags)
+    os.ftruncate(fd, PAGE)
+    for m in MOUNTS:
+        eventually(lambda: os.stat(f"{m}/{name}").st_size == PAGE, m)
+    os.close(fd)
+    quota(2, "-b", "0", "/")
+
+
 def mapped(path, then):
     """Stores one byte in the first page; the descriptor is closed before."""
     fd = os.open(path, os.O_RDWR)

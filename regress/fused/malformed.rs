@@ -170,7 +170,10 @@ fn inodes_that_are_not_there() {
     assert_eq!(call(Op::Readdir, &read), Errno::ESTALE);
     assert_eq!(call(Op::Fallocate, &fallocate(0, 10, 0)), Errno::ESTALE);
     assert_eq!(call(Op::Lseek, &lseek(0, 3)), Errno::ESTALE);
-    assert_eq!(m.write_node(UNKNOWN, 5, b"bytes", 0), Ok(5));
+    assert_eq!(
+        m.write_node(UNKNOWN, 5, b"bytes", 0).unwrap_err(),
+        Errno::ESTALE
+    );
     m.device.call(Op::Flush, UNKNOWN, 0, &[0; 24]).unwrap();
     m.device.call(Op::Release, UNKNOWN, 0, &[0; 24]).unwrap();
     m.device.call(Op::Releasedir, UNKNOWN, 0, &[0; 24]).unwrap();

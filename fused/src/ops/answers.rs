@@ -246,7 +246,7 @@ impl Ops {
     pub fn inval_owner(&self, ino: InodeNo) {
         let mut state = lock(&self.state);
         if let Some(inode) = state.inodes.get(ino) {
-            inode.given_away();
+            inode.give_away();
         }
         if state.keeper == Keeper::Kernel && state.inodes.is_known(ino) {
             drop(state);

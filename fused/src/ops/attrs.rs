@@ -109,9 +109,9 @@ impl Ops {
         }
         if let (Some(size), Some(fh)) = (set_to, fh) {
             let told = state.told_size(ino);
-            if state.handles.takes_back(fh, size, told) {
+            if let Some(e) = state.handles.takes_back(fh, pid, size, told) {
                 drop(state);
-                return self.getattr(Caller { cred, pid }, ino, reply);
+                return self.not_cut(Caller { cred, pid }, ino, (size, e), reply);
             }
         }
         if let Some(e) = state.refuse(&self.mount, &op) {
@@ -132,6 +132,26 @@ impl Ops {
         let lane = self.lane_of(&state, ino);
         drop(state);
         lane.send(&FusedToRaftd::Req { id, cred, op });
+    }
+
+    /// What is not cut because a WRITE has failed with that error.  The kernel
+    /// does not look at the answer; but a program may have asked, and must not
+    /// believe that there is nothing behind `size` if there is, or that nothing
+    /// will be: a write whose time is over may still be made.
+    fn not_cut(
+        &self,
+        caller: Caller,
+        ino: InodeNo,
+        (size, error): (u64, Errno),
+        reply: Reply<Known>,
+    ) {
+        let refused = [Errno::EDQUOT, Errno::ENOSPC, Errno::EFBIG, Errno::EROFS];
+        let is_over = refused.contains(&error);
+        let truth = move |known: Result<Known, Errno>| match known {
+            Ok(known) if !is_over || known.attr.size != size => reply(Err(error)),
+            known => reply(known),
+        };
+        self.getattr(caller, ino, Box::new(truth));
     }
 
     /// A SETATTR is applied, or never will be.

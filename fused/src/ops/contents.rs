@@ -22,6 +22,7 @@ use super::{
 use crate::ahead::{Plan, Round, AHEAD};
 use crate::backing::{Backing, Read};
 use crate::cache::Keeper;
+use crate::handle::Cut;
 use crate::lock;
 use crate::raftd::Lane;
 use crate::raftd::SMALL;
@@ -469,7 +470,7 @@ impl Ops {
     }
 
     /// Notes what the kernel, told of an error, may do next.
-    pub fn write_refused(&self, at: At, len: u64, flags: i32) {
+    pub fn write_refused(&self, at: At, len: u64, flags: i32, pid: u32, error: Errno) {
         let mut state = lock(&self.state);
         let told = state.told_size(at.ino);
         let size = match flags & libc::O_APPEND {
@@ -478,7 +479,14 @@ impl Ops {
         };
         if at.offset.saturating_add(len) > size {
             let unpaged = flags & O_DIRECT != 0;
-            state.handles.write_refused(at.fh, size, told, unpaged);
+            let cut = Cut {
+                pid,
+                at: Instant::now(),
+                size,
+                told,
+                error,
+            };
+            state.handles.write_refused(at.fh, cut, unpaged);
         }
     }
 

@@ -124,6 +124,11 @@ impl Ops {
             drop(state);
             return reply(Err(errno(e)));
         }
+        // When it has the answer the kernel knows of a file so long.
+        let end = match what.keep_size {
+            true => 0,
+            false => what.offset + what.len,
+        };
         let then = Then::Answer(Box::new(move |ops, answer| {
             let reply: Reply<()> = match rest {
                 None => reply,
@@ -132,7 +137,7 @@ impl Ops {
                     return ops.allocated_piece(cred, (ino, fh), rest, answer, reply);
                 }
             };
-            ops.allocated(ino, fh, answer, reply);
+            ops.allocated(ino, fh, end, answer, reply);
         }));
         let id = self.register(&mut state, self.deadline(), &op, then);
         let inode = state.inodes.get_or_new(ino);
@@ -154,15 +159,15 @@ impl Ops {
     ) {
         match answer.result {
             Ok(_) => {
-                self.allocated(ino, fh, answer, Box::new(|_| ()));
+                self.allocated(ino, fh, 0, answer, Box::new(|_| ()));
                 self.allocate(cred, ino, fh, rest, reply);
             }
-            Err(_) => self.allocated(ino, fh, answer, reply),
+            Err(_) => self.allocated(ino, fh, 0, answer, reply),
         }
     }
 
     /// A FALLOCATE is applied, or never will be.
-    fn allocated(&self, ino: InodeNo, fh: Fh, answer: Answer<'_>, reply: Reply<()>) {
+    fn allocated(&self, ino: InodeNo, fh: Fh, end: u64, answer: Answer<'_>, reply: Reply<()>) {
         let mut state = lock(&self.state);
         let mut ready = Vec::new();
         if let Some(busy) = state.inodes.if_busy(ino) {
@@ -179,6 +184,7 @@ impl Ops {
         let inode = state.inodes.get_or_new(ino);
         inode.version = Some(attr.data_version);
         let killed = inode.note(&attr, answer.index);
+        inode.grow(end);
         state.inodes.tidy(ino);
         state.changed(ino, Some(&attr), answer.index);
         drop(state);
