@@ -22,7 +22,7 @@ use bytes::Bytes;
 use common::fs::*;
 use common::lock::{LockKind, LockRange};
 use raftd::fs::apply::{apply, init};
-use raftd::fs::lock::{self, Locks, Owner, Wish, INODE_MAX};
+use raftd::fs::lock::{self, Locks, Owner, Wish, INODE_MAX, LOCKS_MAX};
 use raftd::fs::op::{Check, Command, Op, Origin, WriteAt};
 use raftd::fs::{Change, Effects, Outcome, Reply, Verdict};
 use raftd::payload::Payload;
@@ -74,20 +74,24 @@ impl Tree {
             t.open_session(node, 1);
         }
         for name in ["a", "b", "c"] {
-            let op = Op::Create {
-                parent: InodeNo::ROOT,
-                name: name.into(),
-                mode: S_IFREG | 0o644,
-                umask: 0,
-                excl: true,
-                cred: Cred::default(),
-            };
-            match t.free(op).0 {
-                Ok(Reply::Entry { attr, .. }) => t.files.push(attr.ino),
-                other => panic!("{other:?}"),
-            }
+            t.make(name);
         }
         t
+    }
+
+    fn make(&mut self, name: &str) {
+        let op = Op::Create {
+            parent: InodeNo::ROOT,
+            name: name.into(),
+            mode: S_IFREG | 0o644,
+            umask: 0,
+            excl: true,
+            cred: Cred::default(),
+        };
+        match self.free(op).0 {
+            Ok(Reply::Entry { attr, .. }) => self.files.push(attr.ino),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn apply(&mut self, origin: Option<Origin>, op: Op, payload: Payload) -> (Verdict, Effects) {
@@ -563,8 +567,43 @@ fn a_file_goes_with_its_locks() {
     assert_eq!(outcome, Err(FsError::Stale));
 }
 
+/// Exactly so many, and those that are waited for count.
 #[test]
 fn there_is_a_limit() {
+    let mut t = Tree::new();
+    let most = INODE_MAX as u64;
+    t.locks(A, 0, range(0, 0), Exclusive);
+    for n in 1..most / 2 {
+        t.locks(A, 0, range(2 * n, 2 * n), Exclusive);
+        t.waits(B, 0, range(0, 0), Shared);
+    }
+    let refused = |t: &mut Tree, file, wait| {
+        let (outcome, _) = t.lock(B, file, range(0, 0), Shared, wait);
+        assert_eq!(outcome, Err(FsError::NoLocks));
+    };
+    refused(&mut t, 0, true);
+    refused(&mut t, 0, false);
+    t.check();
+
+    // In all: what one more lock could become has room.
+    let mut t = Tree::new();
+    let per_file = most - 1;
+    let files = (LOCKS_MAX - 1) / per_file;
+    while (t.files.len() as u64) <= files {
+        t.make(&t.files.len().to_string());
+    }
+    for n in 0..LOCKS_MAX - 1 {
+        let at = 2 * (n % per_file);
+        t.locks(A, (n / per_file) as usize, range(at, at), Exclusive);
+    }
+    refused(&mut t, files as usize, false);
+    t.unlock(A, 0, range(0, 0));
+    t.locks(B, 0, range(0, 0), Shared);
+    refused(&mut t, files as usize, false);
+}
+
+#[test]
+fn a_lock_cut_in_pieces_meets_the_limit() {
     let mut t = Tree::new();
     t.locks(A, 0, range(0, u64::MAX), Exclusive);
     let mut at = 0;

@@ -82,7 +82,6 @@ impl Limit {
         self.inodes = inodes.unwrap_or(self.inodes);
     }
 
-    /// What statfs tells where there is such a limit.
     /// Whether it leaves little room.
     pub(super) fn is_short(&self, used_blocks: u64) -> bool {
         let left = self.bytes.saturating_sub(used_blocks.saturating_mul(BLOCK));
@@ -90,6 +89,7 @@ impl Limit {
         self.bytes != 0 && left < little
     }
 
+    /// What statfs tells where there is such a limit.
     pub(super) fn narrow(&self, statfs: &mut Statfs, used_blocks: u64, used_inodes: u64) {
         if self.bytes != 0 {
             let used = used_blocks.saturating_mul(BLOCK);
