@@ -100,9 +100,9 @@ sed -n 's/^alarm: /node '"$victim"': /p' "$CLUSTER/status"
 full() {
 	fill
 	LC_ALL=C put "$CLUSTER/block" "$(mnt "$1")/one/over.$1" \
-	    >"$CLUSTER/says" || grep -q "No space left on device" "$CLUSTER/says"
+	    >"$CLUSTER/says" && return 1
 	rm -f "$(mnt "$1")/one/over.$1"
-	[ -s "$CLUSTER/says" ]
+	grep -q "No space left on device" "$CLUSTER/says"
 }
 for n in $(others "$victim"); do
 	must_within "$LIMIT" full "$n"

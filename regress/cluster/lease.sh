@@ -38,6 +38,19 @@ for name in "short", "long":
     put(f"{A}/{name}", b"")
     everywhere(name)
     eventually(lambda: all(opens(path) for path in at(name)))
+# Who holds it is killed, or his mount: that is not for the lease to notice.
+for how in "process", "fused":
+    holder, waiter = Locker(f"{mount(long)}/long"), Locker(f"{mount(other)}/long")
+    holder.must("lock", "ex")
+    must_wait(waiter, "lock", "ex", 0, 0, True)
+    if how == "process":
+        holder.end()
+    else:
+        ctl("kill", "-f", long)
+    same(waiter.answer(), "ok", how)
+    end_all()
+    eventually(lambda: not shown(other))
+eventually(lambda: opens(f"{mount(long)}/long"))
 held_long = Locker(f"{mount(long)}/long")
 held_long.must("lock", "ex")
 # Not heard of for longer than the other one, and by two leaders.

@@ -87,6 +87,20 @@ must_within "$LIMIT" holds 1
 exits $EX_TEMPFAIL 2 lock -w 0 "$(mnt 2)/d/f" true
 exits $EX_TEMPFAIL 3 lock -w 1 /d/f true
 exits 0 3 lock -w 0 /d true
+# One that is released in time.
+(
+	trap - EXIT HUP INT TERM
+	dfsctl 3 lock -w 100 /d/f true
+	echo $? >"$CLUSTER/rc.w"
+) </dev/null &
+JOBS="$JOBS $!"
+must_within "$LIMIT" waits 3
+is_there "$CLUSTER/rc.w" && fail "lock -w: has not waited"
+release 1
+must_within "$LIMIT" ended 1 3
+must_within "$LIMIT" ended w 0
+holder 1 "$(mnt 1)/d/f"
+must_within "$LIMIT" holds 1
 if python3 -B -c '
 import fcntl, sys
 fcntl.flock(open(sys.argv[1]), fcntl.LOCK_SH | fcntl.LOCK_NB)' \

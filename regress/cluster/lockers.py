@@ -104,6 +104,12 @@ class Locker:
         no_wait = 0 if wait or how == "un" else fcntl.LOCK_NB
         fcntl.lockf(self.fd, kind | no_wait, length, start)
 
+    def do_other(self, path, how, wait=False):
+        """All of another file, as well."""
+        kind = {"ex": fcntl.LOCK_EX, "sh": fcntl.LOCK_SH}[how]
+        self.other = os.open(path, os.O_RDWR)
+        fcntl.lockf(self.other, kind | (0 if wait else fcntl.LOCK_NB))
+
     def do_flock(self, how, wait=False):
         kind = {"ex": fcntl.LOCK_EX, "sh": fcntl.LOCK_SH, "un": fcntl.LOCK_UN}[how]
         fcntl.flock(self.fd, kind | (0 if wait else fcntl.LOCK_NB))

@@ -181,10 +181,36 @@ c.leave()
 eventually(lambda: not shown(1))
 a.leave()
 
+# A signal sends him back behind those who came after him.
+a, b, c = (Locker(path) for path in at("f"))
+a.must("lock", "ex")
+must_wait(b, "flock_once", True)
+must_wait(c, "flock", "ex", True)
+first = waiters(1, b.pid)[0]["number"]
+os.kill(b.pid, signal.SIGUSR1)
+eventually(lambda: [w["number"] for w in waiters(1, b.pid)] not in ([], [first]))
+a.must("lock", "un")
+same(c.answer(), "ok")
+check(b.is_silent())
+c.must("flock", "un")
+same(b.answer(), "ok")
+b.must("flock", "un")
+end_all()
+eventually(lambda: not shown(1))
+
 # --- deadlock
-for path in "g", "h":
-    put(f"{A}/{path}", b"")
-    everywhere(path)
+# Over two files.
+put(f"{A}/g", b"")
+everywhere("g")
+one, two = Locker(f"{A}/f"), Locker(f"{B}/f")
+one.must("lock", "ex")
+two.must("other", f"{B}/g", "ex")
+must_wait(one, "other", f"{A}/g", "ex", True)
+two.must("lock", "ex", 0, 0, True, want="EDEADLK")
+two.leave()
+same(one.answer(), "ok")
+end_all()
+# Over three nodes.
 f = [Locker(path) for path in at("f")]
 # Each holds its own byte and wants the next one's.
 for i in 0, 1, 2:

@@ -84,6 +84,11 @@ fd = os.open(f"{CLUSTER}/n3/async/a", os.O_WRONLY)
 os.fsync(fd)
 os.close(fd)
 same(get(f"{A}/a"), get(f"{C}/a"))
+# Or a moment later.
+fd = os.open(f"{CLUSTER}/n3/async/a", os.O_WRONLY | os.O_TRUNC)
+write(fd, b"later")
+os.close(fd)
+eventually(lambda: get(f"{A}/a") == b"later")
 EOF
 
 # --- without a quorum
@@ -113,11 +118,14 @@ exec 6>"$CLUSTER/go"
 is_open() { grep -q open "$CLUSTER/closes"; }
 must_within "$LIMIT" is_open
 same_file() { [ "$(cat "$1")" = "$2" ]; }
+says() { grep -q "$1" "$(ctl log 3)"; }
 must_within "$LIMIT" same_file "$at/mnt/e/f" kept
 # What aged has shown, and its kernel keeps.
 same_file "$at/aged/e/f" kept || fail "aged"
 exec 5<"$at/aged/e/data"
 ctl kill 1 2 || fail "kill"
+same_file "$at/aged/e/f" kept || says "mount $at/aged: shows nothing" ||
+    fail "aged: not shown though it is young"
 echo go >&6
 exec 6>&-
 wait $closes
@@ -146,7 +154,6 @@ same_file "$at/dirty/e/f" kept || fail "dirty: not read any more"
 dfsctl 3 status >"$CLUSTER/out" && fail "status: no failure"
 grep -q "^node 3.*, not current for 0" "$CLUSTER/out" ||
     fail "status: $(head -n 1 "$CLUSTER/out")"
-says() { grep -q "$1" "$(ctl log 3)"; }
 must_within "$LIMIT" says "mount $at/dirty: shows what this node has, [0-9]* s old"
 must_within "$LIMIT" says "mount $at/aged: shows nothing, [0-9]* s old"
 
@@ -155,6 +162,7 @@ ctl kill 3 && ctl start 3 || fail "start"
 must_within "$LIMIT" same_file "$at/dirty/e/f" kept
 cmp "$CLUSTER/data" "$at/dirty/e/data" || fail "dirty: other data after a start"
 refuses cat "$at/aged/e/f" || fail "aged: shown after a start"
+refuses sh -c ": <>'$at/dirty/e/f'" || fail "dirty: opened to write after a start"
 refuses cat "$at/mnt/e/f" || fail "plain: opened after a start"
 dfsctl 3 status >"$CLUSTER/out" && fail "status: no failure"
 grep -q "^node 3.*, not current since its start$" "$CLUSTER/out" ||

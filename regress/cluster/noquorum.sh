@@ -35,7 +35,7 @@ for i in 1 2 3 4 5; do
 done
 writer w "$at/d"
 must_within "$LIMIT" writer_has w 20
-exec 5<"$at/d/kept.1"
+exec 5<"$at/d/kept.1" 6<"$at/d/kept.3" 7>>"$at/d/try.1"
 # shellcheck disable=SC2046
 ctl kill $(others $left) || fail "kill"
 
@@ -59,7 +59,9 @@ must_fail() {
 
 stopped() { [ -e "$CLUSTER/w.w.err" ]; }
 must_within $((BOUND + SLACK)) stopped
+# While the loss is not known it is waited for a majority.
 must_fail touch "$at/d/new"
+[ "$bound_ms" -ge $((BOUND * 500)) ] || fail "$bound_ms ms: has not waited"
 must_fail mkdir "$at/newdir"
 must_fail mv "$at/d/try.1" "$at/d/moved"
 must_fail rm -f "$at/d/try.2"
@@ -94,6 +96,7 @@ says() {
 	shift
 	within_bound "$@" && fail "succeeded without a quorum: $*"
 	grep -q "$says_reason" "$CLUSTER/out" || fail "$*: $(cat "$CLUSTER/out")"
+	[ "$bound_ms" -lt 2000 ] || fail "$bound_ms ms though the loss is known: $*"
 }
 if [ "$(uname -s)" = Linux ]; then
 	for new in "mkdir $at/new" "touch $at/new" "ln $at/d/try.4 $at/new" \
@@ -107,12 +110,17 @@ if [ "$(uname -s)" = Linux ]; then
 		# shellcheck disable=SC2086
 		says "Read-only file system" $there
 	done
+	# By what was open before: read, not written.
+	cmp "$CLUSTER/data" - <&6 || fail "open file: differs"
+	says "Read-only file system" env LC_ALL=C python3 -c 'import os
+os.write(7, b"x")'
 	for look in "ls -l $at/d" "stat $at/d/kept.1" "ls $at"; do
 		# shellcheck disable=SC2086
 		within_bound $look || fail "$look: $(cat "$CLUSTER/out")"
 	done
 fi
 
+exec 6<&- 7>&-
 writers_stop
 ctl start 2 || fail "start"
 ctl wait $left 2 || fail "not current"

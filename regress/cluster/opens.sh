@@ -86,9 +86,13 @@ for name, shares in (("LEAD", (0.2, 0.2)), ("FOLLOW", (1.6, 1.2))):
     def many(_):
         use(mount, OPENS // 8)
         return True
+    single = None
     for work, share in ((lambda: use(mount, OPENS), shares[0]), (lambda: processes(8, many), shares[1])):
         sent, flushed = cost(node, pid, work)
         print(f"{name.lower()}: {sent:.3f} packets, {flushed:.3f} flushes an open")
         check(flushed < 0.01, "flushes")
         check(sent < share, "packets")
+        # Those at the same time ask once.
+        check(single is None or sent < max(0.6 * single, 0.2), "a question each")
+        single = sent
 EOF
