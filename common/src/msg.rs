@@ -282,11 +282,15 @@ pub enum FsOp {
         name: Vec<u8>,
         len: u32,
         how: XattrHow,
+        /// As Setattr has it.
+        owner: Option<u32>,
     },
     /// Answered with Attr.
     Removexattr {
         ino: InodeNo,
         name: Vec<u8>,
+        /// As Setattr has it.
+        owner: Option<u32>,
     },
     Fallocate {
         ino: InodeNo,

@@ -253,6 +253,11 @@ impl State {
         }
     }
 
+    /// By whom the kernel has judged what it asks now.
+    fn owner(&mut self, ino: InodeNo) -> Option<u32> {
+        self.inodes.get(ino).and_then(|inode| inode.owner())
+    }
+
     /// The size that the kernel was told last.
     fn told_size(&mut self, ino: InodeNo) -> u64 {
         self.inodes.get(ino).map_or(0, |inode| inode.size())

@@ -58,6 +58,8 @@ CALLS = {
     "chown": lambda p, fd: os.chown(p, -1, USER),
     "fchown": lambda p, fd: os.fchown(fd, -1, USER),
     "acl": lambda p, fd: os.setxattr(p, "system.posix_acl_access", ACL),
+    "facl": lambda p, fd: os.setxattr(fd, "system.posix_acl_access", ACL),
+    "fnoacl": lambda p, fd: os.removexattr(fd, "system.posix_acl_access"),
     "unlink": lambda p, fd: os.unlink(p),
     "rename": lambda p, fd: os.rename(p, p + ".new"),
 }

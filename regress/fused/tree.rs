@@ -560,6 +560,7 @@ impl Tree {
             name: name.into(),
             len: value.len() as u32,
             how: XattrHow::Any,
+            owner: None,
         };
         self.elsewhere(op, value, false);
     }
@@ -567,7 +568,8 @@ impl Tree {
     pub fn remove_xattr(&self, path: &str, name: &str) {
         let ino = self.state().walk(path);
         let name = name.into();
-        self.elsewhere(FsOp::Removexattr { ino, name }, &[], false);
+        let owner = None;
+        self.elsewhere(FsOp::Removexattr { ino, name, owner }, &[], false);
     }
 
     pub fn create(&self, path: &str, data: &[u8]) {
@@ -1227,7 +1229,7 @@ impl State {
                 };
                 FsRep::Attr(self.get_mut(*ino)?.noted().clone())
             }
-            FsOp::Removexattr { ino, name } => {
+            FsOp::Removexattr { ino, name, .. } => {
                 let removed = self.get_mut(*ino)?.xattrs.remove(name);
                 removed.ok_or(FsError::NoAttr)?;
                 FsRep::Attr(self.get_mut(*ino)?.noted().clone())

@@ -1963,7 +1963,8 @@ impl Script {
         ];
         let name = names[self.rng.below(6) as usize].to_vec();
         if self.rng.below(4) == 0 {
-            return (Op::RemoveXattr { ino, name }, Payload::none());
+            let check = Check::Kernel;
+            return (Op::RemoveXattr { ino, name, check }, Payload::none());
         }
         let hows = [XattrHow::Any, XattrHow::Create, XattrHow::Replace];
         let how = hows[self.rng.below(3) as usize];
@@ -1976,6 +1977,7 @@ impl Script {
             name,
             how,
             cred,
+            check: Check::Kernel,
         };
         (op, Payload::new(Bytes::from(value)))
     }

@@ -87,6 +87,7 @@ impl Tree {
             name: name.to_vec(),
             how,
             cred,
+            check: Check::Kernel,
         };
         let payload = Payload::new(Bytes::copy_from_slice(value));
         self.full(op, payload).0.map(|reply| attr_of(Ok(reply)))
@@ -98,7 +99,8 @@ impl Tree {
 
     fn remove(&mut self, ino: InodeNo, name: &[u8]) -> Result<Attr, FsError> {
         let name = name.to_vec();
-        let outcome = self.op(Op::RemoveXattr { ino, name });
+        let check = Check::Kernel;
+        let outcome = self.op(Op::RemoveXattr { ino, name, check });
         outcome.map(|reply| attr_of(Ok(reply)))
     }
 
@@ -122,6 +124,45 @@ impl Tree {
             _ => {}
         }
         self.make(op)
+    }
+}
+
+/// Who has given the file away since the kernel looked changes no ACL.
+#[test]
+fn the_owner_that_was() {
+    let mut t = Tree::new();
+    let f = t.make(create(ROOT, "f"));
+    let given = SetAttr {
+        uid: Some(2),
+        ..SetAttr::default()
+    };
+    t.op(setattr(f, given)).unwrap();
+    let no = Err(FsError::NotOwner);
+    for (uid, owner, name, want) in [
+        (1, 1, ACL_ACCESS, no),
+        (1, u32::MAX, ACL_ACCESS, no),
+        (1, 2, ACL_ACCESS, Ok(())),
+        (2, 1, ACL_ACCESS, Ok(())),
+        (0, 1, ACL_ACCESS, Ok(())),
+        (1, 1, &b"user.a"[..], Ok(())),
+    ] {
+        let check = Check::Owner { uid, owner };
+        let name = name.to_vec();
+        let set = Op::SetXattr {
+            ino: f,
+            name: name.clone(),
+            how: XattrHow::Any,
+            cred: SUPER,
+            check,
+        };
+        let value = Payload::new(Bytes::from(named(4)));
+        assert_eq!(t.full(set, value).0.map(drop), want, "{check:?}");
+        let remove = Op::RemoveXattr {
+            ino: f,
+            name,
+            check,
+        };
+        assert_eq!(t.op(remove).map(drop), want, "{check:?}");
     }
 }
 

@@ -70,7 +70,10 @@ impl Ops {
                 }),
             };
             drop(state);
-            reply(known.map_err(|e| ops.errno_to_retry(pid, e)));
+            let known = known.map_err(|e| ops.errno_to_retry(pid, e));
+            // What the kernel keeps may be older, and the next look be answered
+            // from that.
+            ops.after_invalidation(ino, answer.id, answer.deadline, |_, _| reply(known));
         });
     }
 
@@ -96,7 +99,7 @@ impl Ops {
         let maker = made.and_then(|made| state.handles.made_by(made, ino, pid));
         let early = maker.is_some() && !set_size;
         let fh = if early { maker } else { fh };
-        let owner = state.inodes.get(ino).and_then(|inode| inode.owner());
+        let owner = state.owner(ino);
         let op = FsOp::Setattr {
             ino,
             set,

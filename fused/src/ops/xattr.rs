@@ -160,18 +160,23 @@ impl Ops {
             name: name.to_vec(),
             len: value.len() as u32,
             how,
+            owner: lock(&self.state).owner(ino),
         };
         self.change_xattr(caller, op, value, reply);
     }
 
     pub fn removexattr(&self, caller: Caller, ino: InodeNo, name: &[u8], reply: Reply<()>) {
-        let name = name.to_vec();
-        self.change_xattr(caller, FsOp::Removexattr { ino, name }, &[], reply);
+        let op = FsOp::Removexattr {
+            ino,
+            name: name.to_vec(),
+            owner: lock(&self.state).owner(ino),
+        };
+        self.change_xattr(caller, op, &[], reply);
     }
 
     fn change_xattr(&self, Caller { cred, pid }: Caller, op: FsOp, value: &[u8], reply: Reply<()>) {
         let (ino, name) = match &op {
-            FsOp::Setxattr { ino, name, .. } | FsOp::Removexattr { ino, name } => (*ino, name),
+            FsOp::Setxattr { ino, name, .. } | FsOp::Removexattr { ino, name, .. } => (*ino, name),
             _ => return reply(Err(errno(FsError::Unsupported))),
         };
         if let Err(e) = namespace(name) {

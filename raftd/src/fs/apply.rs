@@ -259,8 +259,9 @@ impl Apply<'_, '_> {
                 name,
                 how,
                 cred,
-            } => self.set_xattr(*ino, name, *how, *cred, payload),
-            Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name),
+                check,
+            } => self.set_xattr(*ino, name, *how, (*cred, check), payload),
+            Op::RemoveXattr { ino, name, check } => self.remove_xattr(*ino, name, check),
             Op::SetQuota { ino, bytes, inodes } => self.set_quota(*ino, *bytes, *inodes),
             Op::DropQuota { ino } => self.drop_quota(*ino),
             Op::Adopt { tree, max } => {
@@ -919,12 +920,19 @@ fn check_owner(inode: &Inode, set: &SetAttr, cred: Cred) -> Result<(), FsError> 
 
 /// What the kernel has allowed to the owner that was: others may do it only if
 /// they are root, or the owner by now.
+pub(super) fn must_own(inode: &Inode, uid: u32) -> Result<(), FsError> {
+    match uid == 0 || uid == inode.uid {
+        true => Ok(()),
+        false => Err(FsError::NotOwner),
+    }
+}
+
 fn check_new_owner(inode: &Inode, set: &SetAttr, uid: u32) -> Result<(), FsError> {
     let at = |time| matches!(time, Some(SetTime::At(_)));
     let needs = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
-    match uid == 0 || uid == inode.uid || !(needs || at(set.atime) || at(set.mtime)) {
-        true => Ok(()),
-        false => Err(FsError::NotOwner),
+    match needs || at(set.atime) || at(set.mtime) {
+        true => must_own(inode, uid),
+        false => Ok(()),
     }
 }
 

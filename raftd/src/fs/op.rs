@@ -146,10 +146,12 @@ pub enum Op {
         name: Vec<u8>,
         how: XattrHow,
         cred: Cred,
+        check: Check,
     },
     RemoveXattr {
         ino: InodeNo,
         name: Vec<u8>,
+        check: Check,
     },
     /// Limits of a directory tree, or of the whole for the root; None stays as
     /// it is, 0 is no limit.

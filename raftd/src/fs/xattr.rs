@@ -22,8 +22,9 @@
 #![forbid(unsafe_code)]
 
 use super::acl::Acl;
-use super::apply::Apply;
+use super::apply::{must_own, Apply};
 use super::inode::{self, is_regular, key, Inode, ReadError};
+use super::op::Check;
 use super::Reply;
 use crate::payload::Payload;
 use crate::store::meta::{MetaError, View};
@@ -120,7 +121,7 @@ impl Apply<'_, '_> {
         ino: InodeNo,
         name: &[u8],
         how: XattrHow,
-        cred: Cred,
+        (cred, check): (Cred, &Check),
         payload: &Payload,
     ) -> Result<Reply, ReadError> {
         let mut inode = inode::load(self.tx, ino)?;
@@ -129,6 +130,7 @@ impl Apply<'_, '_> {
             return Err(FsError::TooLong.into());
         }
         check_kind(namespace, &inode)?;
+        check_owner(namespace, &inode, check)?;
         let there = self.tx.get(&xattr_key(ino, name))?.is_some();
         match how {
             XattrHow::Create if there => return Err(FsError::Exists.into()),
@@ -145,9 +147,15 @@ impl Apply<'_, '_> {
         self.put_changed(ino, inode)
     }
 
-    pub(super) fn remove_xattr(&mut self, ino: InodeNo, name: &[u8]) -> Result<Reply, ReadError> {
+    pub(super) fn remove_xattr(
+        &mut self,
+        ino: InodeNo,
+        name: &[u8],
+        check: &Check,
+    ) -> Result<Reply, ReadError> {
         let mut inode = inode::load(self.tx, ino)?;
         let namespace = namespace(name)?;
+        check_owner(namespace, &inode, check)?;
         if self.tx.get(&xattr_key(ino, name))?.is_none() {
             return match namespace {
                 // An ACL is always there: without one, the mode is it.
@@ -315,6 +323,15 @@ fn check_kind(namespace: Namespace, inode: &Inode) -> Result<(), FsError> {
             Err(FsError::Unsupported)
         }
         Namespace::AclDefault if !inode.is_dir() => Err(FsError::NoPermission),
+        _ => Ok(()),
+    }
+}
+
+/// The kernel may have let in the owner that was.
+fn check_owner(namespace: Namespace, inode: &Inode, check: &Check) -> Result<(), FsError> {
+    let is_acl = matches!(namespace, Namespace::AclAccess | Namespace::AclDefault);
+    match check {
+        Check::Owner { uid, owner } if is_acl && *owner != inode.uid => must_own(inode, *uid),
         _ => Ok(()),
     }
 }

@@ -288,6 +288,13 @@ impl Fused {
     /// The operation as the log says it.
     fn to_log(&self, cred: Cred, op: FsOp) -> Result<Op, FsError> {
         let check = check(cred);
+        let judged = |by: Option<u32>| match (check, by) {
+            (Check::Kernel, Some(owner)) => Check::Owner {
+                uid: cred.uid,
+                owner,
+            },
+            (check, _) => check,
+        };
         Ok(match op {
             FsOp::Create {
                 parent,
@@ -380,13 +387,7 @@ impl Fused {
             } => Op::Setattr {
                 ino: self.real(ino)?,
                 set,
-                check: match (check, owner) {
-                    (Check::Kernel, Some(owner)) => Check::Owner {
-                        uid: cred.uid,
-                        owner,
-                    },
-                    (check, _) => check,
-                },
+                check: judged(owner),
             },
             FsOp::Write {
                 ino,
@@ -402,15 +403,23 @@ impl Fused {
                 },
                 kill_priv,
             },
-            FsOp::Setxattr { ino, name, how, .. } => Op::SetXattr {
+            FsOp::Setxattr {
+                ino,
+                name,
+                how,
+                owner,
+                ..
+            } => Op::SetXattr {
                 ino: self.real(ino)?,
                 name,
                 how,
                 cred,
+                check: judged(owner),
             },
-            FsOp::Removexattr { ino, name } => Op::RemoveXattr {
+            FsOp::Removexattr { ino, name, owner } => Op::RemoveXattr {
                 ino: self.real(ino)?,
                 name,
+                check: judged(owner),
             },
             FsOp::Fallocate { ino, what } => Op::Fallocate {
                 ino: self.real(ino)?,

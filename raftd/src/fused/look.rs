@@ -134,6 +134,15 @@ impl Fused {
             FsOp::Statfs => self.statfs(),
             _ => Err(FsError::Unsupported),
         };
+        // The program is given these attributes, whatever the kernel keeps; so
+        // it must hear first that what it keeps is older.
+        if matches!(op, FsOp::Getattr { .. }) && self.untold() > index {
+            let fused = self.clone();
+            return begin(async move {
+                fused.told(deadline).await;
+                fused.reply(id, index, answer);
+            });
+        }
         self.reply_with(id, index, answer, None, bulk);
     }
 
@@ -162,23 +171,34 @@ impl Fused {
         if !matches!(found, Err(FsError::Stale)) {
             return found;
         }
-        let seen = last_applied(&self.mounts.store.meta().read());
-        let seen = match seen {
-            Ok(seen) => seen,
-            Err(e) => fatal!(e, "store"),
-        };
-        // An entry that waits for the disk removes no name.
-        let seen = match self.mounts.store.alarm() {
-            Some(_) => seen.saturating_sub(1),
-            None => seen,
-        };
-        let mut applied = self.mounts.applied.clone();
-        let told = applied.wait_for(|applied| *applied >= seen);
-        let in_time = timeout_at(deadline.into(), told).await.is_ok();
-        match in_time {
+        match self.told(deadline).await {
             true => found,
             false => Err(FsError::TimedOut),
         }
+    }
+
+    /// The last entry that the state may show; of which the mounts perhaps have
+    /// not been told yet.
+    fn untold(&self) -> u64 {
+        let seen = match last_applied(&self.mounts.store.meta().read()) {
+            Ok(seen) => seen,
+            Err(e) => fatal!(e, "store"),
+        };
+        // An entry that waits for the disk shows nothing, and removes no name.
+        match self.mounts.store.alarm() {
+            Some(_) => seen.saturating_sub(1),
+            None => seen,
+        }
+    }
+
+    /// The mounts have been told of all that the state shows; false if not in
+    /// time.
+    async fn told(&self, deadline: Instant) -> bool {
+        let seen = self.untold();
+        let mut applied = self.mounts.applied.clone();
+        let told = applied.wait_for(|applied| *applied >= seen);
+        let in_time = timeout_at(deadline.into(), told).await;
+        in_time.is_ok()
     }
 
     fn lookup(&self, parent: InodeNo, name: &[u8]) -> Answer {
