@@ -21,7 +21,7 @@ ROUNDS=${ROUNDS:-200}
 export ROUNDS
 cluster_up 3
 
-python3 -B "$TOP/regress/cluster/nodes.py" 120 <<'EOF' || fail "see above"
+python3 -B "$TOP/regress/cluster/nodes.py" 240 <<'EOF' || fail "see above"
 rounds = int(os.environ["ROUNDS"])
 
 # Written and closed here, opened and read there, with no delay; small and
@@ -133,6 +133,53 @@ for k in range(10):
     os.rename(*[f"{here}/{d}" for d in (("dir", "dir2") if k % 2 == 0 else ("dir2", "dir"))])
     eventually(lambda: not there(get_old), get_old)
     eventually(lambda: there(get_old.replace("dir2/", "dir/") if k % 2 else get_old.replace("dir/", "dir2/")))
+
+# What grows at one node never shrinks at any, from one look to the next.  Two
+# watchers at each node, for what one of them makes the kernel ask may be
+# answered while the other one is told of a change.
+STEPS, PIECE = 3 * rounds // 2, 100
+os.makedirs(f"{A}/grow/names")
+os.mkdir(f"{A}/grow/dirs")
+put(f"{A}/grow/file", b"")
+everywhere("grow", "file")
+
+def grow():
+    # Not each step is synced and not each closed: what this kernel still keeps
+    # is larger than what has been agreed.
+    fd = os.open(f"{B}/grow/file", os.O_WRONLY)
+    for k in range(STEPS):
+        os.pwrite(fd, bytes(PIECE), k * PIECE)
+        if k % 4 == 1:
+            os.fsync(fd)
+        elif k % 4 == 3:
+            os.close(fd)
+            fd = os.open(f"{B}/grow/file", os.O_WRONLY)
+        os.close(os.open(f"{B}/grow/names/{k}", os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        os.mkdir(f"{B}/grow/dirs/{k}")
+    os.close(fd)
+
+def watch(mount):
+    paths = [f"{mount}/grow/{name}" for name in ("file", "dirs", "names")]
+    fds = [os.open(path, os.O_RDONLY) for path in paths]
+    size, nlink, names, states = 0, 2, set(), set()
+    end = time.monotonic() + LIMIT
+    while (size, nlink, len(names)) != (STEPS * PIECE, 2 + STEPS, STEPS):
+        check(time.monotonic() < end, "the last state is never seen", size, nlink, len(names))
+        for file, dirs, listed in (*fds,), (*paths,):
+            was, size = size, os.stat(file).st_size
+            check(size >= was, f"{mount}: {file}: size {size} after {was}")
+            was, nlink = nlink, os.stat(dirs).st_nlink
+            check(nlink >= was, f"{mount}: {dirs}: nlink {nlink} after {was}")
+            was, names = names, set(os.listdir(listed))
+            check(names >= was, f"{mount}: {listed}: no longer has", was - names)
+            states.add((size, nlink, len(names)))
+            was, size = size, os.stat(file).st_size
+            check(size >= was, f"{mount}: {file}: size {size} after {was}")
+    print(f"{mount}: {len(states)} states of what grows")
+    # Else nothing has been tested; the fewest are what a busy machine leaves.
+    check(len(states) >= STEPS // 20, f"{mount}: only {len(states)} states seen")
+    return True
+processes(7, lambda i: grow() or True if i == 6 else watch(MOUNTS[i % 3]))
 
 # Many processes at once: a counter that each increments under a lock made by
 # link(2), which only one of them can have.

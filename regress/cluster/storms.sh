@@ -127,6 +127,57 @@ def replacer(i):
     return True
 processes(6, replacer)
 
+# --- what two nodes do to one name, all see in one order
+# The files are all made before: none has the inode of one that is gone.
+FILES = OPS // 2
+os.mkdir(f"{A}/order")
+everywhere("order")
+def own(i):
+    for k in range(FILES):
+        os.mknod(f"{MOUNTS[i]}/order/{i}.{k}", stat.S_IFREG | 0o644)
+    return True
+processes(2, own)
+put(f"{A}/order/name", b"first")
+everywhere("order", "name")
+os.mkdir(f"{A}/order.stop")
+everywhere("order.stop")
+def orderly(i):
+    mount = MOUNTS[i % 3]
+    name = f"{mount}/order/name"
+    if i < 2:
+        try:
+            for k in range(FILES):
+                os.rename(f"{mount}/order/{i}.{k}", name)
+        finally:
+            put(f"{mount}/order.stop/{i}", b"")
+        return True
+    seen = [os.stat(name).st_ino]
+    over = False
+    while True:
+        for _ in range(20):
+            ino = os.stat(name).st_ino
+            if ino != seen[-1]:
+                seen.append(ino)
+        if over:
+            break
+        # Once more after that, for the last one.
+        over = len(os.listdir(f"{mount}/order.stop")) == 2
+    open(f"{CLUSTER}/order.{i}", "w").write(" ".join(map(str, seen)))
+    return True
+# Two for the writers, then two watchers at each node.
+processes(8, orderly)
+logs = {i: list(map(int, open(f"{CLUSTER}/order.{i}").read().split())) for i in range(2, 8)}
+for i, log in logs.items():
+    print(f"order: node {i % 3 + 1}: {len(log)} of {2 * FILES + 1} seen")
+    # Else nothing has been tested.
+    check(len(log) >= FILES // 8, f"order: node {i % 3 + 1} has seen only {len(log)}")
+    again = sorted({ino for ino in log if log.count(ino) > 1})
+    check(not again, f"order: node {i % 3 + 1} has gone back to inodes", again)
+for i, log in logs.items():
+    for j, other in logs.items():
+        one, two = [n for n in log if n in set(other)], [n for n in other if n in set(log)]
+        same(one, two, f"order: nodes {i % 3 + 1} and {j % 3 + 1}")
+
 # --- a directory that is made anew has what is in it, at once
 for path in ("anew", "anew/d"):
     os.mkdir(f"{A}/{path}")
