@@ -25,10 +25,8 @@ use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// What the kernel asks by itself after an error is here within that.
-const AT_ONCE: Duration = Duration::from_secs(1);
 /// The user id that nobody has, chown(2).
 const NOBODY: u32 = u32::MAX;
 
@@ -557,9 +555,8 @@ pub struct Handle {
 
 /// A truncation that would take back a WRITE that has failed.
 pub struct Cut {
-    /// By the thread that has written, and at once.
+    /// By the thread that has written.
     pub pid: u32,
-    pub at: Instant,
     pub size: u64,
     /// The size that the kernel was told last before.
     pub told: u64,
@@ -695,7 +692,7 @@ impl Handles {
     pub fn takes_back(&mut self, fh: Fh, pid: u32, size: u64, told: u64) -> Option<Errno> {
         let cut = self.table.get_mut(&fh)?.cut.take()?;
         let same = (cut.pid, cut.size, cut.told) == (pid, size, told);
-        (same && cut.at.elapsed() < AT_ONCE).then_some(cut.error)
+        same.then_some(cut.error)
     }
 
     pub fn lose(&mut self, fh: Fh) {

@@ -45,7 +45,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// The leader is in no hurry: clocks need not run at the same speed.
+/// The leader is in no hurry: clocks need not run at the same speed.  A tenth of
+/// the lease, which is more than what clocks are slewed by, but at least this.
 const SLACK: Duration = Duration::from_secs(1);
 /// How often the leader looks.
 const TICK: Duration = Duration::from_millis(500);
@@ -154,7 +155,9 @@ impl Table {
     fn is_silent(&mut self, session: &Session, since: Duration, now: Duration) -> bool {
         let node = session.node;
         let heard = self.nodes.get(&node).copied().unwrap_or_default();
-        if now.saturating_sub(heard.max(since)) <= session.lease.saturating_add(SLACK) {
+        if now.saturating_sub(heard.max(since))
+            <= session.lease.saturating_add(SLACK.max(session.lease / 10))
+        {
             return false;
         }
         let begun = self.expiring.get(&node);
@@ -261,6 +264,11 @@ mod tests {
         let for_ever = &session(Duration::MAX);
         assert!(!table.is_silent(for_ever, since, 129 * S));
         assert!(table.is_silent(&session(5 * S), since, 129 * S));
+        table.expiring.clear();
+        let long = &session(100 * S);
+        table.nodes.insert(node, 118 * S);
+        assert!(!table.is_silent(long, since, 227 * S), "clocks differ");
+        assert!(table.is_silent(long, since, 229 * S));
         table.expiring.clear();
 
         // A look each second, then none for some time.

@@ -17,7 +17,7 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    attr_of, errno, errno_to, unexpected, Answer, Caller, DataReply, Known, Ops, Reply, Then,
+    attr_of, errno, errno_to, unexpected, Answer, Caller, DataReply, Known, Ops, Reply, Then, BRIEF,
 };
 use crate::lock;
 use common::fs::{Cred, Fh, FsError, InodeNo, SetAttr, Statfs, FILE_MAX};
@@ -69,11 +69,18 @@ impl Ops {
                     ttl: Duration::ZERO,
                 }),
             };
+            let strict = state.strict;
             drop(state);
             let known = known.map_err(|e| ops.errno_to_retry(pid, e));
             // What the kernel keeps may be older, and the next look be answered
-            // from that.
-            ops.after_invalidation(ino, answer.id, answer.deadline, |_, _| reply(known));
+            // from that.  The answer is right in itself, and waits not for long.
+            match strict {
+                true => reply(known),
+                false => {
+                    let until = answer.deadline.min(Instant::now() + BRIEF);
+                    ops.after_invalidation(ino, answer.id, until, |_, _| reply(known));
+                }
+            }
         });
     }
 
@@ -114,7 +121,7 @@ impl Ops {
             let told = state.told_size(ino);
             if let Some(e) = state.handles.takes_back(fh, pid, size, told) {
                 drop(state);
-                return self.not_cut(Caller { cred, pid }, ino, (size, e), reply);
+                return self.not_cut(cred, ino, (size, e), reply);
             }
         }
         if let Some(e) = state.refuse(&self.mount, &op) {
@@ -141,20 +148,21 @@ impl Ops {
     /// does not look at the answer; but a program may have asked, and must not
     /// believe that there is nothing behind `size` if there is, or that nothing
     /// will be: a write whose time is over may still be made.
-    fn not_cut(
-        &self,
-        caller: Caller,
-        ino: InodeNo,
-        (size, error): (u64, Errno),
-        reply: Reply<Known>,
-    ) {
+    fn not_cut(&self, cred: Cred, ino: InodeNo, (size, error): (u64, Errno), reply: Reply<Known>) {
         let refused = [Errno::EDQUOT, Errno::ENOSPC, Errno::EFBIG, Errno::EROFS];
         let is_over = refused.contains(&error);
-        let truth = move |known: Result<Known, Errno>| match known {
-            Ok(known) if !is_over || known.attr.size != size => reply(Err(error)),
-            known => reply(known),
-        };
-        self.getattr(caller, ino, Box::new(truth));
+        // Not by getattr: that may wait for notifications, and these for writes
+        // that the kernel sends when it has cut the file.
+        self.ask(cred, FsOp::Getattr { ino }, move |ops, answer| {
+            let known = match answer.result {
+                Ok(rep) => lock(&ops.state).known(attr_of(rep), answer.index),
+                Err(_) => return reply(Err(error)),
+            };
+            match is_over && known.attr.size == size {
+                true => reply(Ok(known)),
+                false => reply(Err(error)),
+            }
+        });
     }
 
     /// A SETATTR is applied, or never will be.

@@ -481,7 +481,6 @@ impl Ops {
             let unpaged = flags & O_DIRECT != 0;
             let cut = Cut {
                 pid,
-                at: Instant::now(),
                 size,
                 told,
                 error,

@@ -21,14 +21,16 @@ use super::Fused;
 use crate::fs::inode::Contents;
 use crate::fs::{dirent, inode, space, xattr};
 use crate::store::meta::View;
-use crate::store::state_machine::last_applied;
 use bytes::Bytes;
 use common::fatal;
 use common::fs::{Attr, Cookie, FsError, InodeNo, ReqId, IO_MAX};
 use common::msg::{FsOp, FsRep};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
+
+/// An answer that is right in itself waits no longer.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Bytes that ride behind their reply.
 fn data(bytes: Bytes, bulk: &mut Bytes) -> FsRep {
@@ -139,7 +141,7 @@ impl Fused {
         if matches!(op, FsOp::Getattr { .. }) && self.untold() > index {
             let fused = self.clone();
             return begin(async move {
-                fused.told(deadline).await;
+                fused.told(deadline.min(Instant::now() + TOLD_WITHIN)).await;
                 fused.reply(id, index, answer);
             });
         }
@@ -180,11 +182,8 @@ impl Fused {
     /// The last entry that the state may show; of which the mounts perhaps have
     /// not been told yet.
     fn untold(&self) -> u64 {
-        let seen = match last_applied(&self.mounts.store.meta().read()) {
-            Ok(seen) => seen,
-            Err(e) => fatal!(e, "store"),
-        };
-        // An entry that waits for the disk shows nothing, and removes no name.
+        let seen = self.mounts.store.shown();
+        // An entry that waits for the disk removes no name.
         match self.mounts.store.alarm() {
             Some(_) => seen.saturating_sub(1),
             None => seen,

@@ -150,6 +150,8 @@ pub struct Store {
     id: StoreId,
     met: Met,
     meta: Meta,
+    /// The last entry of which the metadata show anything; moved before they do.
+    shown: AtomicU64,
     data: Data,
     log: LogStore,
     at: tokio::sync::Mutex<At>,
@@ -202,6 +204,7 @@ impl Store {
             id,
             met,
             meta,
+            shown: AtomicU64::new(0),
             data,
             log,
             published: watch::Sender::new(position.clone()),
@@ -285,6 +288,12 @@ impl Store {
     fn publish(&self, position: Position) {
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.published.send_replace(position);
+    }
+
+    /// The last entry of which a reader of the metadata may have seen anything,
+    /// when they have been read.
+    pub fn shown(&self) -> u64 {
+        self.shown.load(Ordering::SeqCst)
     }
 
     /// Why apply stands still, if this node's disk makes it.

@@ -48,6 +48,7 @@ use futures_util::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot, SnapshotMeta};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{watch, MutexGuard};
@@ -180,7 +181,7 @@ impl StateMachine {
                     at = self.contents(at, &store, &effects.data, &cmd.payload).await;
                 }
                 if let Some(record) = hidden {
-                    record.show(&store);
+                    record.show(&store, index);
                 }
                 applied.verdict = verdict;
                 applied.changes = effects.changes;
@@ -261,6 +262,9 @@ impl StateMachine {
             }
             _ => None,
         };
+        if hidden.is_none() {
+            self.store.shown.store(log_id.index, Ordering::SeqCst);
+        }
         Ok((verdict, effects, hidden))
     }
 
@@ -372,9 +376,11 @@ impl Record {
     }
 
     /// The bytes are there.
-    fn show(self, store: &Store) {
+    fn show(self, store: &Store, index: u64) {
         let ino = self.ino;
-        if let Err(e) = self.put(&mut store.meta.write()) {
+        let mut tx = store.meta.write();
+        store.shown.store(index, Ordering::SeqCst);
+        if let Err(e) = self.put(&mut tx) {
             fatal!(e, "apply to inode {ino}");
         }
     }
