@@ -241,18 +241,35 @@ mod tests {
         assert!(!old.holds());
     }
 
-    #[test]
-    fn the_leader_is_patient() {
-        let node = NodeId(2);
-        let session = |lease| Session {
+    fn session(node: NodeId, lease: Duration) -> Session {
+        Session {
             node,
             nonce: 1,
             lease,
             next: 1,
             acked: 0,
             fenced: false,
-        };
-        let ten = &session(10 * S);
+        }
+    }
+
+    #[test]
+    fn each_has_its_own_lease() {
+        let [short, long, ever] = [5 * S, 100 * S, Duration::MAX];
+        let sessions = [(2, short), (3, long), (4, ever)];
+        let [short, long, ever] = sessions.map(|(node, lease)| session(NodeId(node), lease));
+        let mut table = Table::default();
+        let since = table.look(1, Duration::ZERO);
+        assert!(!table.is_silent(&short, since, 6 * S));
+        assert!(table.is_silent(&short, since, 7 * S));
+        assert!(!table.is_silent(&long, since, 110 * S), "clocks differ");
+        assert!(table.is_silent(&long, since, 111 * S));
+        assert!(!table.is_silent(&ever, since, Duration::MAX));
+    }
+
+    #[test]
+    fn the_leader_is_patient() {
+        let node = NodeId(2);
+        let ten = &session(node, 10 * S);
         let mut table = Table::default();
         let since = table.look(1, 100 * S);
         assert!(!table.is_silent(ten, since, 111 * S), "a full lease first");
@@ -261,15 +278,6 @@ mod tests {
         assert!(table.is_silent(ten, since, 118 * S), "it was lost");
         table.nodes.insert(node, 118 * S);
         assert!(!table.is_silent(ten, since, 129 * S));
-        let for_ever = &session(Duration::MAX);
-        assert!(!table.is_silent(for_ever, since, 129 * S));
-        assert!(table.is_silent(&session(5 * S), since, 129 * S));
-        table.expiring.clear();
-        let long = &session(100 * S);
-        table.nodes.insert(node, 118 * S);
-        assert!(!table.is_silent(long, since, 227 * S), "clocks differ");
-        assert!(table.is_silent(long, since, 229 * S));
-        table.expiring.clear();
 
         // A look each second, then none for some time.
         for at in 118..130 {
