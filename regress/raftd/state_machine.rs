@@ -835,12 +835,12 @@ fn foreign_directories() {
     let identity = dir.0.join("identity");
     let text = fs::read_to_string(&identity).unwrap();
     let (head, tail) = text.split_once("store ").unwrap();
-    assert_eq!(head, "dfsd data directory\nformat 4\nnode 1\n");
+    assert_eq!(head, "dfsd data directory\nformat 5\nnode 1\n");
     let (id, tail) = tail.split_once('\n').unwrap();
     assert!(id.len() == 16 && u64::from_str_radix(id, 16).unwrap() != 0);
     assert_eq!(tail, "cluster test\n");
-    fs::write(&identity, text.replace("format 4", "format 5")).unwrap();
-    refused(&dir.0, ": format 5, need format 4");
+    fs::write(&identity, text.replace("format 5", "format 6")).unwrap();
+    refused(&dir.0, ": format 6, need format 5");
     fs::write(&identity, text.replace(id, "0000000000000000")).unwrap();
     refused(&dir.0, "/identity: damaged");
     let garbage = [
