@@ -255,6 +255,38 @@ cluster_down() {
 	exit "$cluster_rc"
 }
 
+# disks_up SIZE...: each node of a new cluster gets a disk of its own, of so
+# many MiB, in place of its data directory.
+disks_up() {
+	[ "$(uname -s)" = Linux ] || skip "needs tmpfs"
+	# shellcheck disable=SC2086
+	ctl stop $NODE_LIST || fail "stop"
+	trap disks_down EXIT
+	for disk_n in $NODE_LIST; do
+		rm -rf "$CLUSTER/n$disk_n/db" && mkdir "$CLUSTER/n$disk_n/db" ||
+		    exit 1
+		disk_how=size=${1}m,mode=700
+		disk_how=$disk_how,uid=$(id -u _dfsd),gid=$(id -g _dfsd)
+		mount -t tmpfs -o "$disk_how" none "$CLUSTER/n$disk_n/db" ||
+		    skip "no tmpfs"
+		shift
+	done
+	# shellcheck disable=SC2086
+	ctl start $NODE_LIST || fail "start"
+	# shellcheck disable=SC2086
+	ctl wait $NODE_LIST || fail "not current"
+}
+
+disks_down() {
+	disks_rc=$?
+	ctl down
+	for disk_n in $NODE_LIST; do
+		umount "$CLUSTER/n$disk_n/db" 2>/dev/null
+	done
+	(exit $disks_rc)
+	cluster_down
+}
+
 cluster_logs() {
 	for log_n in $NODE_LIST; do
 		echo "--- node $log_n"
@@ -281,6 +313,13 @@ others() {
 leader() {
 	wait_until "$LIMIT" ctl leader || fail "no leader"
 	ctl leader
+}
+
+# Whether every node says of itself that it is current.
+all_current() {
+	for current_n in $NODE_LIST; do
+		dfsctl "$current_n" status >/dev/null || return 1
+	done
 }
 
 # Whether node $1 leads; whether another one has taken over from it.

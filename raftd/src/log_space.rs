@@ -17,9 +17,11 @@
 //!
 //! The log up to an index may go when a checkpoint of this node has it, and
 //! no peer needs it.  The second is the floor, which the leader finds and
-//! puts into the log, so that whoever leads next has not freed more.  A dead
-//! peer holds the floor until the log has reached the limit of dfsd.conf;
-//! then it is given up, and needs a resync.
+//! puts into the log, so that whoever leads next has not freed more.  A node
+//! that is behind hears of it from its peers before it comes to that entry:
+//! its disk need not hold all that it has missed.  A dead peer holds the floor
+//! until the log has reached the limit of dfsd.conf; then it is given up, and
+//! needs a resync.
 
 use crate::engine::Engine;
 use crate::fs::op::Op;
@@ -207,7 +209,17 @@ pub async fn purge(engine: Arc<Engine>) {
         let _ = timeout(FLOOR_INTERVAL, checkpoints.changed()).await;
         let checkpoint = checkpoints.borrow_and_update().index().unwrap_or(0);
         let floor = space::floor(&engine.store.meta().read()).unwrap_or(0);
+        let floor = floor.max(engine.peers().floor());
         let upto = checkpoint.min(floor);
+        let log = engine.store.log();
+        if log.stats().standing {
+            // Apply waits for the log, and openraft for apply.
+            engine.store.hurry_checkpoint();
+            if let Err(e) = log.release(upto) {
+                log_warn!(e, "log");
+            }
+            continue;
+        }
         if upto <= purged || !noticed(&engine, upto).await {
             continue;
         }

@@ -23,37 +23,9 @@ export LC_ALL
 . "$(dirname "$0")/../lib.sh"
 # Three segments of the log, two reserves, and some room.
 SIZE=${SIZE:-640}
-[ "$(uname -s)" = Linux ] || skip "needs tmpfs"
-
-# Disks of their own in place of the data directories.
-leave() {
-	leave_rc=$?
-	ctl down
-	for n in $NODE_LIST; do
-		umount "$CLUSTER/n$n/db" 2>/dev/null
-	done
-	(exit $leave_rc)
-	cluster_down
-}
 cluster_up 3 -g 'reserve 64M' -o 'timeout 10'
-trap leave EXIT
-# shellcheck disable=SC2086
-ctl stop $NODE_LIST || fail "stop"
-for n in $NODE_LIST; do
-	rm -rf "$CLUSTER/n$n/db" && mkdir "$CLUSTER/n$n/db" || exit 1
-	mount -t tmpfs -o "size=${SIZE}m,mode=700,uid=$(id -u _dfsd),gid=$(id -g _dfsd)" \
-	    none "$CLUSTER/n$n/db" || skip "no tmpfs"
-done
-# shellcheck disable=SC2086
-ctl start $NODE_LIST || fail "start"
-# shellcheck disable=SC2086
-ctl wait $NODE_LIST || fail "not current"
+disks_up "$SIZE" "$SIZE" "$SIZE"
 
-all_current() {
-	for n in $NODE_LIST; do
-		dfsctl "$n" status >/dev/null || return 1
-	done
-}
 # no_room FILE: it cannot be written, for the reason given and no other.
 no_room() {
 	no_room_says=$(LC_ALL=C dd if=/dev/zero of="$1" bs=1M count="$SIZE" \

@@ -15,6 +15,7 @@
 //! Where a test keeps its files.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A directory of one test's own, gone with it.
@@ -34,5 +35,32 @@ impl Dir {
 impl Drop for Dir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A small file system on a directory, gone with it.
+#[allow(dead_code)]
+pub struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    #[allow(dead_code)]
+    pub fn mount(dir: PathBuf, size: &str) -> Option<Tmpfs> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
+        let done = mount.arg(&dir).status();
+        done.is_ok_and(|status| status.success())
+            .then(|| Tmpfs(dir))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Also when it is busy, whichever of the two is known here.
+        for how in ["-l", "-f"] {
+            let done = Command::new("umount").arg(how).arg(&self.0).status();
+            if done.is_ok_and(|status| status.success()) {
+                return;
+            }
+        }
     }
 }

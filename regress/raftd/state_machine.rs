@@ -16,7 +16,7 @@
 //! crashes at any point and checkpoints at any other; files that may not go
 //! yet; a directory that is not ours; a disk that is full for a while.
 
-use crate::dir::Dir;
+use crate::dir::{Dir, Tmpfs};
 use bytes::Bytes;
 use common::fs::*;
 use futures_util::stream;
@@ -852,31 +852,6 @@ fn foreign_directories() {
     for garbage in garbage {
         fs::write(&identity, garbage).unwrap();
         refused(&dir.0, "/identity: damaged");
-    }
-}
-
-/// A small file system on a directory, gone with it.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(dir: PathBuf, size: &str) -> Option<Tmpfs> {
-        let mut mount = Process::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
-        let done = mount.arg(&dir).status();
-        done.is_ok_and(|status| status.success())
-            .then(|| Tmpfs(dir))
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        // Also when it is busy, whichever of the two is known here.
-        for how in ["-l", "-f"] {
-            let done = Process::new("umount").arg(how).arg(&self.0).status();
-            if done.is_ok_and(|status| status.success()) {
-                return;
-            }
-        }
     }
 }
 

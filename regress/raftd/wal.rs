@@ -16,7 +16,7 @@
 //! files, with images of the directory as a stop at any moment leaves them,
 //! and with a real process that is killed.
 
-use crate::dir::Dir;
+use crate::dir::{Dir, Tmpfs};
 use bytes::Bytes;
 use common::fs::{NodeId, Time};
 use openraft::alias::LeaderIdOf;
@@ -340,6 +340,23 @@ fn batches_are_bounded_by_bytes() {
         next += 1;
     }
     assert_eq!(next, 40);
+}
+
+/// A peer takes what it gets for what follows the entry before.
+#[test]
+fn nothing_is_sent_behind_a_hole() {
+    let dir = Dir::new("hole");
+    let mut log = open(&dir);
+    append(&mut log, (0..20).map(|i| entry(1, i, 10)).collect());
+    block(log.purge(log_id(1, 9))).unwrap();
+    let mut reader = block(log.get_log_reader());
+    let mut sent = |start| {
+        let batch = block(reader.limited_get_log_entries(start, 20)).unwrap();
+        batch.first().map(|entry| entry.log_id.index)
+    };
+    assert_eq!(sent(5), None);
+    assert_eq!(sent(9), None);
+    assert_eq!(sent(10), Some(10));
 }
 
 #[test]
@@ -672,39 +689,31 @@ fn large_groups() {
     assert_eq!(check_all(&mut open(&dir)).len(), 6030);
 }
 
+/// A disk for so few segments that a log fills it.
+fn small_disk() -> Option<(Dir, PathBuf, Tmpfs)> {
+    let dir = Dir::new("full");
+    let Some(tmpfs) = Tmpfs::mount(dir.0.clone(), "512k") else {
+        eprintln!("SKIPPED: cannot mount a tmpfs");
+        return None;
+    };
+    let wal = dir.0.join("wal");
+    Some((dir, wal, tmpfs))
+}
+
 /// A disk that is full: the log stands still, and goes on when there is room.
 #[test]
 fn a_full_disk() {
-    let dir = Dir::new("full");
-    let mount = |args: &[&str]| {
-        let status = std::process::Command::new(args[0])
-            .args(&args[1..])
-            .status();
-        status.is_ok_and(|status| status.success())
-    };
-    let path = dir.0.to_str().unwrap();
-    if !mount(&["mount", "-t", "tmpfs", "-o", "size=512k", "dfsd-wal", path]) {
-        println!("SKIPPED: a_full_disk needs to mount a file system");
+    let Some((dir, wal, _tmpfs)) = small_disk() else {
         return;
-    }
-    struct Mounted<'a>(&'a str);
-    impl Drop for Mounted<'_> {
-        fn drop(&mut self) {
-            let umount = std::process::Command::new("umount").arg(self.0).status();
-            assert!(umount.unwrap().success());
-        }
-    }
-    let _mounted = Mounted(path);
+    };
     let mut opts = small();
     opts.wal.idle = Duration::from_millis(1);
-    let mut log = LogStore::open_with(&dir.0.join("wal"), &opts).unwrap();
+    let mut log = LogStore::open_with(&wal, &opts).unwrap();
     let done: Vec<_> = (0..40)
         .map(|index| start_append(&mut log, vec![entry(1, index, 20_000)]))
         .collect();
-    wait_until("the disk is full", || log.stats().no_room);
-    wait_until("the log stands still", || {
-        log.stats().spare == 0 && log.queued_bytes() > 0
-    });
+    wait_until("the log stands still", || log.stats().standing);
+    assert_eq!(log.stats().spare, 1);
     // What waits can be read, and can not count as flushed.
     assert_eq!(check_all(&mut log).len(), 40);
     let flushed = *log.flushed().borrow();
@@ -714,26 +723,111 @@ fn a_full_disk() {
     for (index, done) in (0..).zip(done) {
         assert_eq!(block(done).is_ok(), index <= flushed, "entry {index}");
     }
-    let mut log = LogStore::open_with(&dir.0.join("wal"), &opts).unwrap();
+    let mut log = LogStore::open_with(&wal, &opts).unwrap();
     assert_eq!(check_all(&mut log).len() as u64, flushed + 1);
     let done: Vec<_> = (flushed + 1..40)
         .map(|index| start_append(&mut log, vec![entry(1, index, 20_000)]))
         .collect();
-    wait_until("the disk is still full", || log.stats().no_room);
+    wait_until("the disk is still full", || log.stats().standing);
     // Room that others give back.
-    let options = format!("remount,size={}k", 4096);
-    assert!(mount(&["mount", "-o", &options, path]));
+    let remount = std::process::Command::new("mount")
+        .args(["-o", "remount,size=4096k"])
+        .arg(&dir.0)
+        .status();
+    assert!(remount.unwrap().success());
     for done in done {
         block(done).unwrap();
     }
     assert_eq!(*log.flushed().borrow(), 39);
-    assert!(!log.stats().no_room);
+    assert!(!log.stats().no_room && !log.stats().standing);
     drop(log);
-    let mut log = LogStore::open_with(&dir.0.join("wal"), &opts).unwrap();
+    let mut log = LogStore::open_with(&wal, &opts).unwrap();
     assert_eq!(check_all(&mut log).len(), 40);
 }
 
+/// A log that has filled its disk by itself: what frees it is a record of its
+/// own, behind entries for which there is no room.
+#[test]
+fn a_log_that_fills_its_disk_can_be_purged() {
+    let Some((_dir, wal, _tmpfs)) = small_disk() else {
+        return;
+    };
+    let mut log = LogStore::open_with(&wal, &small()).unwrap();
+    let done: Vec<_> = (0..40)
+        .map(|index| start_append(&mut log, vec![entry(1, index, 20_000)]))
+        .collect();
+    wait_until("the log stands still", || log.stats().standing);
+    // Votes do not wait for room, nor does a purge that comes with them.
+    for term in 2..12 {
+        let (mut log, (voted, wait)) = (log.clone(), mpsc::channel());
+        thread::spawn(move || voted.send(block(log.save_vote(&vote(term)))));
+        wait.recv_timeout(LIMIT).expect("the vote waits").unwrap();
+    }
+    let flushed = log.flushed();
+    while *flushed.borrow() < 39 {
+        let upto = *flushed.borrow();
+        block(log.purge(log_id(1, upto))).unwrap();
+        wait_until("the log goes on", || *flushed.borrow() > upto);
+    }
+    for done in done {
+        block(done).unwrap();
+    }
+    let first = log.first_index();
+    drop(log);
+    let mut log = LogStore::open_with(&wal, &small()).unwrap();
+    let terms = check_all(&mut log);
+    assert_eq!(terms.keys().next_back(), Some(&39));
+    assert_eq!(terms.keys().next(), Some(&first));
+    assert_eq!(log.recovered().vote, Some(vote(11)));
+}
+
+/// A crash with a tail that no mark covers, when there is no room for another
+/// segment: twice, for the first takes the one that was kept for it.
+#[test]
+fn a_tail_on_a_full_disk() {
+    let Some((dir, wal, _tmpfs)) = small_disk() else {
+        return;
+    };
+    let small_entry = |index| vec![entry(1, index, 500)];
+    let mut log = LogStore::open_with(&wal, &small()).unwrap();
+    // How many there is room for.
+    let mut most = 0;
+    while !log.stats().standing {
+        drop(start_append(&mut log, small_entry(most + 1)));
+        wait_until("flushed", || {
+            *log.flushed().borrow() > most || log.stats().standing
+        });
+        most += 1;
+    }
+    drop(log);
+    fs::remove_dir_all(&wal).unwrap();
+    // In the last of the segments, and no mark of its own yet.
+    let mut log = LogStore::open_with(&wal, &small()).unwrap();
+    for index in 1..most - 3 {
+        append(&mut log, small_entry(index));
+    }
+    for index in most - 3..most - 1 {
+        let killed = image(&wal);
+        drop(log);
+        fs::remove_dir_all(&wal).unwrap();
+        fs::create_dir(&wal).unwrap();
+        for (name, bytes) in &killed {
+            fs::write(wal.join(name), bytes).unwrap();
+        }
+        let mut others = fs::File::create(dir.0.join("others")).unwrap();
+        while others.write_all(&[1; 4096]).is_ok() {}
+        log = LogStore::open_with(&wal, &small()).unwrap();
+        assert_eq!(check_all(&mut log).len() as u64, index - 1);
+        wait_until("no segment is left", || {
+            let stats = log.stats();
+            stats.no_room && stats.spare == 0
+        });
+        append(&mut log, small_entry(index));
+    }
+}
+
 const CHILD: &str = "DFSD_WAL_CHILD";
+const FULL: &str = "DFSD_WAL_FULL";
 
 /// What the killed process runs: appends for ever and tells what is on disk.
 #[test]
@@ -741,6 +835,9 @@ fn child() {
     let Some(dir) = std::env::var_os(CHILD) else {
         return;
     };
+    if std::env::var_os(FULL).is_some() {
+        return child_on_a_full_disk(Path::new(&dir));
+    }
     let mut opts = small();
     opts.wal.idle = Duration::from_millis(3);
     let mut log = LogStore::open_with(Path::new(&dir), &opts).unwrap();
@@ -766,15 +863,53 @@ fn child() {
     }
 }
 
+/// Purges only when the log stands still.
+fn child_on_a_full_disk(dir: &Path) {
+    let mut opts = small();
+    opts.wal.idle = Duration::from_millis(3);
+    let mut log = LogStore::open_with(dir, &opts).unwrap();
+    let mut out = io::stdout();
+    let flushed = log.flushed();
+    let mut next = last_index(&mut log).map_or(0, |last| last + 1);
+    loop {
+        for _ in 0..next % 7 + 1 {
+            let len = (next * 997 % 6000) as usize;
+            drop(start_append(&mut log, vec![entry(1, next, len)]));
+            next += 1;
+        }
+        while *flushed.borrow() + 1 < next {
+            let upto = flushed.borrow().saturating_sub(1 + next % 50);
+            if log.stats().standing && upto >= log.first_index() {
+                writeln!(out, "purged {upto}").unwrap();
+                block(log.purge(log_id(1, upto))).unwrap();
+            }
+            thread::yield_now();
+        }
+        writeln!(out, "acked {}", next - 1).unwrap();
+        out.flush().unwrap();
+    }
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_to_kill() {
     let dir = Dir::new("kill");
-    let wal = dir.0.join("wal");
+    kill_again_and_again(&dir.0.join("wal"), false);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_to_kill_on_a_full_disk() {
+    if let Some((_dir, wal, _tmpfs)) = small_disk() {
+        kill_again_and_again(&wal, true);
+    }
+}
+
+fn kill_again_and_again(wal: &Path, full: bool) {
     let (mut acked, mut purged) = (None, None);
     for round in 0..15u64 {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["child", "--exact", "--nocapture"])
-            .env(CHILD, &wal)
+            .env(CHILD, wal)
+            .envs(full.then_some((FULL, "")))
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
@@ -790,7 +925,7 @@ fn nothing_acknowledged_is_lost_to_kill() {
             }
         }
         assert!(!child.wait().unwrap().success());
-        let mut log = LogStore::open_with(&wal, &small()).unwrap();
+        let mut log = LogStore::open_with(wal, &small()).unwrap();
         let terms = check_all(&mut log);
         let last = last_index(&mut log);
         assert!(last >= acked, "round {round}: {last:?} < {acked:?}");

@@ -65,7 +65,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Moves with every change of the messages below.  2: stores in the hello.
-const VERSION: u16 = 5;
+const VERSION: u16 = 6;
 const MAGIC: &[u8; 8] = b"dfsdpeer";
 const HELLO_LEN: usize = 112;
 const NAME_LEN: usize = 64;
@@ -97,10 +97,16 @@ pub enum PeerMsg {
     Propose(Vec<Proposal>),
     NotLeader,
     Ping,
-    /// The last index of the sender's log.
-    Pong {
-        last_index: u64,
-    },
+    Pong(Pong),
+}
+
+/// How the sender of it does.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Pong {
+    /// Of its log.
+    pub last_index: u64,
+    /// Up to where nobody needs the log, by the entries that it has applied.
+    pub floor: u64,
 }
 
 /// An operation on its way to the leader, who makes a Command of it.

@@ -24,7 +24,7 @@ use crate::lease::Heard;
 use crate::raft::Raft;
 use common::fs::NodeId;
 use common::{log_info, log_warn, log_warnx};
-use frame::{Conn, Identity, PeerMsg};
+use frame::{Conn, Identity, PeerMsg, Pong};
 use openraft::async_runtime::watch::WatchReceiver;
 use std::collections::HashMap;
 use std::io;
@@ -43,6 +43,9 @@ pub struct Peers {
     /// as that is this node's doing: it has applied it, or told a peer as its
     /// leader that it is committed.
     answered: AtomicU64,
+    /// The highest floor of the log that a peer has told.  What is agreed on
+    /// stays so: nobody needs the log before it.
+    floor: AtomicU64,
     /// This node gives its leadership away: its lease proves nothing now.
     handing_over: AtomicBool,
     /// Who has asked this node as the leader, and when.
@@ -111,6 +114,7 @@ impl Peers {
             me,
             table: Mutex::new(HashMap::new()),
             answered: AtomicU64::new(0),
+            floor: AtomicU64::new(0),
             handing_over: AtomicBool::new(false),
             heard: Heard::default(),
         };
@@ -184,6 +188,11 @@ impl Peers {
         self.answered.load(Ordering::SeqCst)
     }
 
+    /// Up to where nobody needs the log, as far as peers have told.
+    pub fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Relaxed)
+    }
+
     pub fn hand_over(&self, now: bool) {
         self.handing_over.store(now, Ordering::SeqCst);
     }
@@ -202,13 +211,16 @@ impl Peers {
     }
 
     /// Notes what a ping came to; logs the change.
-    fn heard(&self, id: NodeId, pong: io::Result<u64>) {
+    fn heard(&self, id: NodeId, pong: io::Result<Pong>) {
+        if let Ok(pong) = &pong {
+            self.floor.fetch_max(pong.floor, Ordering::Relaxed);
+        }
         let label = {
             let mut table = self.table();
             let Some(peer) = table.get_mut(&id) else {
                 return;
             };
-            peer.last_index = *pong.as_ref().unwrap_or(&peer.last_index);
+            peer.last_index = pong.as_ref().map_or(peer.last_index, |p| p.last_index);
             let refused = match &pong {
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => Some(e.to_string()),
                 _ => None,
@@ -244,14 +256,14 @@ impl Peers {
         }
     }
 
-    async fn ping(&self, id: NodeId, conn: &mut Option<Conn>) -> io::Result<u64> {
+    async fn ping(&self, id: NodeId, conn: &mut Option<Conn>) -> io::Result<Pong> {
         let conn = match conn {
             Some(conn) => conn,
             None => conn.insert(self.connect(id, PING_INTERVAL).await?),
         };
         conn.writer.write(PeerMsg::Ping).await?;
         match conn.reader.read().await? {
-            Some(PeerMsg::Pong { last_index }) => Ok(last_index),
+            Some(PeerMsg::Pong(pong)) => Ok(pong),
             Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "no pong")),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }

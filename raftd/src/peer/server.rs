@@ -15,9 +15,10 @@
 //! What this node answers its peers.  raftd only; openraft asserts on
 //! impossible requests, so each is judged here before it sees it.
 
-use super::frame::{self, Conn, FrameReader, FrameWriter, PeerMsg, Proposal};
+use super::frame::{self, Conn, FrameReader, FrameWriter, PeerMsg, Pong, Proposal};
 use super::Peers;
 use crate::barrier;
+use crate::fs::space;
 use crate::propose;
 use crate::raft::{EntryPayload, Raft, TypeConfig, Vote};
 use crate::store::wal::ENTRY_MAX;
@@ -155,11 +156,14 @@ impl Server {
                 }
                 PeerMsg::Ping => {
                     let last_index = self.raft.metrics().borrow_watched().last_log_index;
-                    let last_index = last_index.unwrap_or(0);
-                    self.reply(PeerMsg::Pong { last_index }).await?;
+                    let pong = Pong {
+                        last_index: last_index.unwrap_or(0),
+                        floor: space::floor(&self.peers.me.store.meta().read()).unwrap_or(0),
+                    };
+                    self.reply(PeerMsg::Pong(pong)).await?;
                 }
                 PeerMsg::AppendRep(_)
-                | PeerMsg::Pong { .. }
+                | PeerMsg::Pong(_)
                 | PeerMsg::VoteRep(_)
                 | PeerMsg::TransferLeaderRep(_)
                 | PeerMsg::ReadIndexRep(_)

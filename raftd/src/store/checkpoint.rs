@@ -57,6 +57,11 @@
 //!    replication stream is using these entries.  When the floor moves later,
 //!    this step alone.
 //!
+//! When the log stands still on a full disk, apply waits for it and openraft
+//! for apply, so that it cannot take notice of anything.  The log is freed
+//! behind its back then; it comes to know by the same steps when the log goes
+//! on.
+//!
 //! openraft's own purging must be off: `max_in_snapshot_log_to_keep` is
 //! u64::MAX, and `snapshot_policy` is Never.
 
@@ -121,6 +126,12 @@ impl Asked {
             state.due = true;
             self.wake.notify_one();
         }
+    }
+
+    /// One is due, however little there is for it.
+    pub(super) fn hurry(&self) {
+        self.state().due = true;
+        self.wake.notify_one();
     }
 
     /// Somebody wants one and waits; false if nobody makes any.

@@ -197,6 +197,16 @@ impl LogStore {
         self.wal.stats()
     }
 
+    /// Frees the log up to there without openraft, which comes to know later
+    /// that it need not keep it.
+    pub fn release(&self, upto: u64) -> io::Result<()> {
+        let id = self.shared.lock().log_id(upto);
+        match id {
+            Some(id) => self.shared.purge(&self.wal, id),
+            None => Ok(()),
+        }
+    }
+
     /// The oldest index that is there, or the next one to come.
     pub fn first_index(&self) -> u64 {
         self.shared.lock().first_index()
@@ -635,8 +645,15 @@ impl RaftLogReader<TypeConfig> for LogReader {
         self.shared.read(bounds(&range), usize::MAX).await
     }
 
+    /// None if the first of them has been freed: these are for a peer, and a
+    /// hole before them would not be seen there.  openraft sends a heartbeat
+    /// instead.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.shared.read(start..end, BATCH).await
+        let mut entries = self.shared.read(start..end, BATCH).await?;
+        if entries.first().map(|entry| entry.log_id.index) != Some(start) {
+            entries.clear();
+        }
+        Ok(entries)
     }
 
     async fn entries_stream<RB>(

@@ -276,6 +276,11 @@ impl Store {
         self.published.subscribe()
     }
 
+    /// Has one made soon, without waiting for it.
+    pub fn hurry_checkpoint(&self) {
+        self.asked.hurry();
+    }
+
     /// Checkpoints made since the start.
     pub fn checkpoint_count(&self) -> u64 {
         self.checkpoints.load(Ordering::Relaxed)

@@ -71,6 +71,15 @@
 //! mark covers the record that made it so, since recovery takes only what
 //! marks cover for granted.  Its file is recycled when the last reader has
 //! dropped it: a `Segment` goes back to the pool in its Drop.
+//!
+//! On a full disk the log stands still at the end of a segment.  Two things it
+//! must not wait for then, or it would stand still for ever: a purge, which
+//! frees segments only once it is written, and a vote, which the raft engine
+//! waits for before it does anything else.  The end of each segment is kept
+//! for them, and they are written ahead of the entries that wait; neither says
+//! anything of these.  A crash at such a time may leave a tail, so one spare is
+//! kept for recovery, and where recovery has taken it, a mark follows each
+//! group at once.
 
 #![forbid(unsafe_code)]
 
@@ -244,6 +253,8 @@ pub struct WalStats {
     pub spare: u64,
     /// The disk has no room for a spare segment.
     pub no_room: bool,
+    /// For that, the log stands still.
+    pub standing: bool,
 }
 
 #[derive(Default)]
@@ -254,6 +265,7 @@ struct Counters {
     payload: AtomicU64,
     segments: AtomicU64,
     no_room: AtomicBool,
+    standing: AtomicBool,
     queued: AtomicUsize,
 }
 
@@ -279,6 +291,16 @@ struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     counters: Counters,
+}
+
+impl Shared {
+    /// Lets the flush thread look whether there is a segment.
+    fn wake_up(&self) {
+        let sleeping = std::mem::take(&mut lock(&self.queue).sleeping);
+        if sleeping {
+            self.wake.notify_one();
+        }
+    }
 }
 
 #[derive(Default)]
@@ -332,7 +354,7 @@ impl Wal {
         wal.spare = Some(
             thread::Builder::new()
                 .name("wal spare".into())
-                .spawn(move || pool.run(&shared.counters))?,
+                .spawn(move || pool.run(&shared))?,
         );
         Ok(wal)
     }
@@ -342,7 +364,8 @@ impl Wal {
         self.entry_max
     }
 
-    /// Queues records; they reach the disk in this order.
+    /// Queues records; they reach the disk in this order, but for votes and
+    /// purges on a full disk.
     pub fn push(&self, records: Vec<Record>) -> io::Result<()> {
         let mut size = 0;
         for record in &records {
@@ -403,6 +426,7 @@ impl Wal {
             segments: get(&counters.segments),
             spare: self.pool.ready() as u64,
             no_room: counters.no_room.load(Ordering::Relaxed),
+            standing: counters.standing.load(Ordering::Relaxed),
         }
     }
 }

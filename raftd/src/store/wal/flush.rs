@@ -23,8 +23,8 @@ use super::recovery::Opened;
 use super::segment::{Pool, Segment, SegmentId};
 use super::{add, lock, Done, Failure, Index, Kind, Options, Record, Shared, Written, GROUP_MAX};
 use bytes::Bytes;
-use common::log_warn;
 use common::sys::random::random_u64;
+use common::{log_warn, log_warnx};
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -33,9 +33,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Kept free at the end of a segment, for marks, and for the larger base of a
-/// segment that takes over a tail.
-const RESERVE: u64 = 4096;
+/// Kept free at the end of a segment, for what is written while there is no
+/// other: a hundred votes and purges.
+const RESERVE: u64 = 16 << 10;
+/// Of that, for marks, and for the larger base of a segment that takes over a
+/// tail.
+const MARKS: u64 = 1024;
 /// Groups are padded to whole pages, so that the kernel need not read one.
 const PAGE: u64 = 4096;
 /// Payloads below this size are copied beside their headers.
@@ -140,17 +143,17 @@ impl Flusher {
     }
 
     pub fn run(mut self) {
+        let mut done = self.mark_tail();
         loop {
-            let next = self.absorb();
-            let result = match next {
+            if let Err(err) = done {
+                return self.fail(&err);
+            }
+            done = match self.absorb() {
                 Next::Work => self.group(),
                 Next::Idle => self.mark(),
                 Next::Closed if self.unmarked.is_none() => return,
                 Next::Closed => self.mark(),
             };
-            if let Err(err) = result {
-                return self.fail(&err);
-            }
         }
     }
 
@@ -200,11 +203,6 @@ impl Flusher {
     fn group(&mut self) -> io::Result<()> {
         let size = self.pending.front().map_or(0, Record::size);
         if !self.fits(MARK + size) {
-            // A stop while it waits for room must not leave a tail that needs
-            // a segment to be rewritten to.
-            if self.unmarked.is_some() && self.pool.ready() == 0 {
-                self.mark()?;
-            }
             self.roll()?;
         }
         self.begin();
@@ -222,17 +220,30 @@ impl Flusher {
         if self.pending.is_empty() {
             self.append_committed();
         }
+        self.end()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
         self.write()?;
         add(&self.shared.counters.groups, 1);
         self.unmarked = Some(Instant::now());
+        self.mark_tail()?;
         self.report();
         Ok(())
+    }
+
+    /// A stop must not leave a tail when there is no segment to write it anew.
+    fn mark_tail(&mut self) -> io::Result<()> {
+        match self.unmarked.is_some() && self.pool.ready() == 0 && self.has_marks() {
+            true => self.mark(),
+            false => Ok(()),
+        }
     }
 
     /// A mark of its own, and the commit index if there is a newer one.
     fn mark(&mut self) -> io::Result<()> {
         // Only a segment that took over a tail can be so full.
-        if self.offset + RESERVE / 4 > self.segment.size() {
+        if !self.has_marks() {
             self.roll()?;
         }
         self.begin();
@@ -246,13 +257,100 @@ impl Flusher {
         self.offset + size as u64 <= self.segment.size() - RESERVE
     }
 
+    fn has_marks(&self) -> bool {
+        self.offset + MARKS <= self.segment.size()
+    }
+
+    /// Waits for the next segment, and writes meanwhile what must not.
+    fn stand(&mut self) -> io::Result<Arc<Segment>> {
+        if self.unmarked.is_some() && self.has_marks() {
+            self.mark()?;
+        }
+        let shared = self.shared.clone();
+        let counters = &shared.counters;
+        let mut seen = 0;
+        loop {
+            self.overtake(seen)?;
+            seen = self.pending.len();
+            let mut queue = lock(&shared.queue);
+            if let Some(segment) = self.pool.take() {
+                counters.standing.store(false, Ordering::Relaxed);
+                return Ok(segment);
+            }
+            if queue.closed {
+                return Err(io::Error::other("no spare segment"));
+            }
+            let no_room = counters.no_room.load(Ordering::Relaxed);
+            if no_room && !counters.standing.swap(true, Ordering::Relaxed) {
+                log_warnx!("wal: no segment left; the log stands still until there is room");
+            }
+            if queue.records.is_empty() {
+                queue.sleeping = true;
+                queue = shared
+                    .wake
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
+                queue.sleeping = false;
+            }
+            self.pending.append(&mut queue.records);
+        }
+    }
+
+    /// Writes votes and purges ahead of what else is pending; looks for them
+    /// from there on.
+    fn overtake(&mut self, from: usize) -> io::Result<()> {
+        let (mut ahead, mut size, mut at) = (Vec::new(), MARK, from);
+        while let Some(record) = self.pending.get(at) {
+            let end = self.offset + (size + record.size()) as u64 + MARKS;
+            if end > self.segment.size() || !self.can_overtake(record) {
+                at += 1;
+                continue;
+            }
+            size += record.size();
+            ahead.extend(self.pending.remove(at));
+        }
+        if ahead.is_empty() {
+            return Ok(());
+        }
+        let frees = ahead.iter().any(|record| record.kind == Kind::Purge);
+        self.begin();
+        for record in ahead {
+            self.taken += record.size();
+            self.append(record);
+        }
+        self.end()?;
+        // Only with a mark behind it a purge frees anything.
+        match frees && self.unmarked.is_some() {
+            true => self.mark(),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether it says nothing of the entries that are pending, so that it is
+    /// as true before them.
+    fn can_overtake(&self, record: &Record) -> bool {
+        let told = |other: &&Record| matches!(other.kind, Kind::Entry | Kind::Truncate);
+        match record.kind {
+            Kind::Vote => true,
+            Kind::Purge => {
+                let mut others = self.pending.iter().filter(told);
+                others.all(|other| other.index > record.index)
+            }
+            _ => false,
+        }
+    }
+
     /// Goes on in the next segment.  The old one is synced already.
     fn roll(&mut self) -> io::Result<()> {
+        let next = match self.pool.take() {
+            Some(segment) => segment,
+            None => self.stand()?,
+        };
         let prev = Pos {
             segment: self.segment.id(),
             offset: self.offset,
         };
-        self.segment = self.pool.take()?;
+        self.segment = next;
         self.ring.push_back(Live {
             segment: self.segment.clone(),
             hi: None,

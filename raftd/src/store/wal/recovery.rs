@@ -164,8 +164,7 @@ impl Recovery<'_> {
     /// A log that is not there yet.
     fn create(mut self) -> Result<Opened, WalError> {
         self.pool.start(SegmentId(1), self.free.drain(..));
-        self.pool.ensure()?;
-        let segment = self.pool.take()?;
+        let segment = self.pool.take_last()?;
         let prev = Pos {
             segment: segment.id(),
             offset: SEGMENT_HEADER,
@@ -436,8 +435,7 @@ impl Recovery<'_> {
         prev: Pos,
         prev_chain: u32,
     ) -> Result<(u64, u32), WalError> {
-        self.pool.ensure()?;
-        let fresh = self.pool.take()?;
+        let fresh = self.pool.take_last()?;
         let (mut image, base_chain) = self.image(&fresh, prev, prev_chain);
         let base = image.len();
         copy_tail(newest, &tail, &mut image, fresh.salt(), base_chain)?;

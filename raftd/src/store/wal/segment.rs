@@ -14,14 +14,16 @@
 
 //! The files of the log and the pool that keeps spare ones ready.  Runs in
 //! raftd; preparation happens on a thread of its own, never in the way of an
-//! append.  A segment that readers still hold is never reused.
+//! append.  A segment that readers still hold is never reused.  One spare is
+//! always left: recovery needs it after a crash to write the tail of the log
+//! anew, when the disk may have no room for another.
 
 #![forbid(unsafe_code)]
 
 use super::record::{check_entry, Take, HEAD, SEGMENT_HEADER};
-use super::{lock, Counters};
+use super::{lock, Shared};
 use common::sys::random::random_u64;
-use common::{log_info, log_warn, log_warnx};
+use common::{log_info, log_warn};
 use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 use std::collections::VecDeque;
@@ -35,6 +37,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 const SEGMENT_MAGIC: &[u8; 8] = b"dfsdwal1";
+/// What recovery finds ready.
+const KEPT: usize = 1;
 /// Spares that the pool keeps ready at any time.
 const SPARES_MIN: usize = 2;
 /// Spares that it comes to with time: what a stream of writes needs until the
@@ -258,27 +262,27 @@ impl Pool {
         self.changed.notify_all();
     }
 
-    /// The next segment; waits until there is one.
-    pub fn take(&self) -> io::Result<Arc<Segment>> {
+    /// The next segment of the log, if there is one beside the one that is
+    /// kept.
+    pub fn take(&self) -> Option<Arc<Segment>> {
         let mut spares = lock(&self.spares);
-        let mut told = false;
-        loop {
-            if let Some(segment) = spares.ready.pop_front() {
-                self.changed.notify_all();
-                return Ok(segment);
-            }
-            if spares.closed {
-                return Err(io::Error::other("no spare segment"));
-            }
-            if spares.no_room && !told {
-                told = true;
-                log_warnx!("wal: no segment left; the log stands still until there is room");
-            }
-            spares = self
-                .changed
-                .wait(spares)
-                .unwrap_or_else(PoisonError::into_inner);
+        match spares.ready.len() > KEPT {
+            true => self.pop(&mut spares),
+            false => None,
         }
+    }
+
+    /// Any segment, for recovery.
+    pub fn take_last(self: &Arc<Pool>) -> io::Result<Arc<Segment>> {
+        self.ensure()?;
+        let taken = self.pop(&mut lock(&self.spares));
+        taken.ok_or_else(|| io::Error::other("no spare segment"))
+    }
+
+    fn pop(&self, spares: &mut Spares) -> Option<Arc<Segment>> {
+        let segment = spares.ready.pop_front();
+        self.changed.notify_all();
+        segment
     }
 
     /// Makes one spare ready at once, if there is none.
@@ -296,8 +300,8 @@ impl Pool {
         self.changed.notify_all();
     }
 
-    /// The thread that makes spares.
-    pub fn run(self: Arc<Pool>, counters: &Counters) {
+    /// The thread that makes spares, and wakes the one that waits for them.
+    pub fn run(self: Arc<Pool>, shared: &Shared) {
         loop {
             if !self.wait_for_work() {
                 return;
@@ -306,7 +310,9 @@ impl Pool {
                 true => self.prepare(),
                 false => Err(Errno::ENOSPC.into()),
             };
-            counters.no_room.store(made.is_err(), Ordering::Relaxed);
+            let no_room = &shared.counters.no_room;
+            no_room.store(made.is_err(), Ordering::Relaxed);
+            shared.wake_up();
             if let Err(err) = made {
                 self.wait_for_room(&err);
             }
@@ -366,7 +372,6 @@ impl Pool {
             log_warn!(err, "wal: spare segment");
         }
         spares.no_room = true;
-        self.changed.notify_all();
         while !spares.closed && spares.free.is_empty() {
             let (guard, wait) = self
                 .changed
