@@ -17,21 +17,23 @@
 //!
 //! The log up to an index may go when a checkpoint of this node has it, and
 //! no peer needs it.  The second is the floor, which the leader finds and
-//! puts into the log, so that whoever leads next has not freed more.  A node
-//! that is behind hears of it from its peers before it comes to that entry:
-//! its disk need not hold all that it has missed.  A dead peer holds the floor
-//! until the log has reached the limit of dfsd.conf; then it is given up, and
-//! needs a resync.
+//! puts into the log, so that whoever leads next has not freed more.  Peers tell
+//! it to each other as well: the disk of a node that was away need not hold all
+//! that it has missed before it comes to that entry.  A dead peer holds the
+//! floor until the log has reached the limit of dfsd.conf; then it is given up,
+//! and needs a resync.
 
 use crate::engine::Engine;
 use crate::fs::op::Op;
 use crate::fs::space::{self, Capacity};
 use crate::propose::{How, Proposer};
-use crate::raft::LogId;
+use crate::raft::{LogId, TypeConfig};
+use crate::store::Store;
 use bytes::Bytes;
 use common::fs::{NodeId, BLOCK};
 use common::{log_debug, log_warn};
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::RaftMetrics;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
@@ -49,7 +51,7 @@ const FLOOR_BYTES: u64 = 64 << 20;
 const FLOOR_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer is not given up for a moment's silence, since that is for good.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
-/// For openraft to take notice of a checkpoint.
+/// For openraft to take notice of a checkpoint, unless the log stands still.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Proposals of raftd itself may wait as long as it takes.
 const FOREVER: Duration = Duration::from_secs(365 * 86400);
@@ -201,6 +203,21 @@ fn floor(engine: &Engine) -> Option<u64> {
     Some(lowest.unwrap_or(applied).min(applied))
 }
 
+/// Up to where nobody needs the log, as far as this node knows: what it has
+/// applied says so, or as the leader it knows that all have it on their disks.
+/// The second needs no agreement, so that it counts also when no disk has room
+/// for an entry.
+pub fn known_floor(store: &Store, m: &RaftMetrics<TypeConfig>) -> u64 {
+    let agreed = space::floor(&store.meta().read()).unwrap_or(0);
+    let matched = |id| {
+        let replication = m.replication.as_ref()?;
+        replication.get(&id)?.as_ref().map(|id| id.index)
+    };
+    let voters = m.membership_config.voter_ids();
+    let everywhere = voters.map(matched).min().flatten();
+    agreed.max(everywhere.unwrap_or(0))
+}
+
 /// Frees the log behind checkpoint and floor.
 pub async fn purge(engine: Arc<Engine>) {
     let mut checkpoints = engine.store.checkpoints();
@@ -208,8 +225,7 @@ pub async fn purge(engine: Arc<Engine>) {
     loop {
         let _ = timeout(FLOOR_INTERVAL, checkpoints.changed()).await;
         let checkpoint = checkpoints.borrow_and_update().index().unwrap_or(0);
-        let floor = space::floor(&engine.store.meta().read()).unwrap_or(0);
-        let floor = floor.max(engine.peers().floor());
+        let floor = known_floor(&engine.store, &engine.metrics()).max(engine.peers().floor());
         let upto = checkpoint.min(floor);
         let log = engine.store.log();
         if log.stats().standing {
@@ -241,13 +257,14 @@ async fn noticed(engine: &Engine, upto: u64) -> bool {
     if engine.raft().trigger().snapshot().await.is_err() {
         return false;
     }
-    let wait = async {
-        while !has(metrics.borrow_watched().snapshot) {
-            if metrics.changed().await.is_err() {
-                return false;
-            }
+    let end = Instant::now() + NOTICE_TIMEOUT;
+    while Instant::now() < end && !engine.store.log().stats().standing {
+        if has(metrics.borrow_watched().snapshot) {
+            return true;
         }
-        true
-    };
-    timeout(NOTICE_TIMEOUT, wait).await.unwrap_or(false)
+        if let Ok(Err(_)) = timeout(FLOOR_INTERVAL, metrics.changed()).await {
+            return false;
+        }
+    }
+    false
 }

@@ -105,7 +105,7 @@ pub enum PeerMsg {
 pub struct Pong {
     /// Of its log.
     pub last_index: u64,
-    /// Up to where nobody needs the log, by the entries that it has applied.
+    /// Up to where nobody needs the log, as far as it knows.
     pub floor: u64,
 }
 

@@ -43,8 +43,8 @@ pub struct Peers {
     /// as that is this node's doing: it has applied it, or told a peer as its
     /// leader that it is committed.
     answered: AtomicU64,
-    /// The highest floor of the log that a peer has told.  What is agreed on
-    /// stays so: nobody needs the log before it.
+    /// The highest floor of the log that a peer has told; what it says stays
+    /// true.
     floor: AtomicU64,
     /// This node gives its leadership away: its lease proves nothing now.
     handing_over: AtomicBool,

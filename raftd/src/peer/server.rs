@@ -18,7 +18,7 @@
 use super::frame::{self, Conn, FrameReader, FrameWriter, PeerMsg, Pong, Proposal};
 use super::Peers;
 use crate::barrier;
-use crate::fs::space;
+use crate::log_space;
 use crate::propose;
 use crate::raft::{EntryPayload, Raft, TypeConfig, Vote};
 use crate::store::wal::ENTRY_MAX;
@@ -155,10 +155,10 @@ impl Server {
                     }
                 }
                 PeerMsg::Ping => {
-                    let last_index = self.raft.metrics().borrow_watched().last_log_index;
+                    let m = self.raft.metrics().borrow_watched().clone();
                     let pong = Pong {
-                        last_index: last_index.unwrap_or(0),
-                        floor: space::floor(&self.peers.me.store.meta().read()).unwrap_or(0),
+                        last_index: m.last_log_index.unwrap_or(0),
+                        floor: log_space::known_floor(&self.peers.me.store, &m),
                     };
                     self.reply(PeerMsg::Pong(pong)).await?;
                 }

@@ -645,7 +645,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
         self.shared.read(bounds(&range), usize::MAX).await
     }
 
-    /// None if the first of them has been freed: these are for a peer, and a
+    /// Empty if the first of them has been freed: these are for a peer, and a
     /// hole before them would not be seen there.  openraft sends a heartbeat
     /// instead.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {

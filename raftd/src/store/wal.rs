@@ -72,14 +72,11 @@
 //! marks cover for granted.  Its file is recycled when the last reader has
 //! dropped it: a `Segment` goes back to the pool in its Drop.
 //!
-//! On a full disk the log stands still at the end of a segment.  Two things it
-//! must not wait for then, or it would stand still for ever: a purge, which
-//! frees segments only once it is written, and a vote, which the raft engine
-//! waits for before it does anything else.  The end of each segment is kept
-//! for them, and they are written ahead of the entries that wait; neither says
-//! anything of these.  A crash at such a time may leave a tail, so one spare is
-//! kept for recovery, and where recovery has taken it, a mark follows each
-//! group at once.
+//! On a full disk the log stands still at the end of a segment.  A purge frees
+//! segments only once it is written, so the end of each segment is kept for
+//! purges, and they are written ahead of the entries that wait.  A crash at
+//! such a time may leave a tail, so one spare is kept for recovery; where
+//! recovery has taken it, a mark follows each group before anybody is answered.
 
 #![forbid(unsafe_code)]
 
@@ -277,7 +274,8 @@ fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
-/// The log, open.  Dropping it writes what is queued and a last mark.
+/// The log, open.  Dropping it writes what is queued, if the disk has room for
+/// it, and a last mark.
 pub struct Wal {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
@@ -364,8 +362,8 @@ impl Wal {
         self.entry_max
     }
 
-    /// Queues records; they reach the disk in this order, but for votes and
-    /// purges on a full disk.
+    /// Queues records; they reach the disk in this order, but for purges on a
+    /// full disk.
     pub fn push(&self, records: Vec<Record>) -> io::Result<()> {
         let mut size = 0;
         for record in &records {

@@ -20,7 +20,7 @@
 
 use super::record::{pad, put, put_head, record_len, Base, Mark, Pos, State, MARK, SEGMENT_HEADER};
 use super::recovery::Opened;
-use super::segment::{Pool, Segment, SegmentId};
+use super::segment::{Pool, Segment, SegmentId, KEPT};
 use super::{add, lock, Done, Failure, Index, Kind, Options, Record, Shared, Written, GROUP_MAX};
 use bytes::Bytes;
 use common::sys::random::random_u64;
@@ -33,8 +33,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Kept free at the end of a segment, for what is written while there is no
-/// other: a hundred votes and purges.
+/// Kept free at the end of a segment, for purges while there is no other: some
+/// fifty.
 const RESERVE: u64 = 16 << 10;
 /// Of that, for marks, and for the larger base of a segment that takes over a
 /// tail.
@@ -216,10 +216,7 @@ impl Flusher {
             self.taken += size;
             self.append(record);
         }
-        // It may speak of entries that are still pending.
-        if self.pending.is_empty() {
-            self.append_committed();
-        }
+        self.append_committed();
         self.end()
     }
 
@@ -261,7 +258,7 @@ impl Flusher {
         self.offset + MARKS <= self.segment.size()
     }
 
-    /// Waits for the next segment, and writes meanwhile what must not.
+    /// Waits for the next segment; purges do not.
     fn stand(&mut self) -> io::Result<Arc<Segment>> {
         if self.unmarked.is_some() && self.has_marks() {
             self.mark()?;
@@ -272,17 +269,21 @@ impl Flusher {
         loop {
             self.overtake(seen)?;
             seen = self.pending.len();
+            let no_room = counters.no_room.load(Ordering::Relaxed);
             let mut queue = lock(&shared.queue);
-            if let Some(segment) = self.pool.take() {
+            // At the end a mark follows, and the next start can make another.
+            let left = if queue.closed && !no_room { 0 } else { KEPT };
+            if let Some(segment) = self.pool.take(left) {
                 counters.standing.store(false, Ordering::Relaxed);
                 return Ok(segment);
             }
             if queue.closed {
                 return Err(io::Error::other("no spare segment"));
             }
-            let no_room = counters.no_room.load(Ordering::Relaxed);
             if no_room && !counters.standing.swap(true, Ordering::Relaxed) {
+                drop(queue);
                 log_warnx!("wal: no segment left; the log stands still until there is room");
+                continue;
             }
             if queue.records.is_empty() {
                 queue.sleeping = true;
@@ -296,8 +297,8 @@ impl Flusher {
         }
     }
 
-    /// Writes votes and purges ahead of what else is pending; looks for them
-    /// from there on.
+    /// Writes purges ahead of what else is pending; looks for them from there
+    /// on.
     fn overtake(&mut self, from: usize) -> io::Result<()> {
         let (mut ahead, mut size, mut at) = (Vec::new(), MARK, from);
         while let Some(record) = self.pending.get(at) {
@@ -312,7 +313,6 @@ impl Flusher {
         if ahead.is_empty() {
             return Ok(());
         }
-        let frees = ahead.iter().any(|record| record.kind == Kind::Purge);
         self.begin();
         for record in ahead {
             self.taken += record.size();
@@ -320,29 +320,24 @@ impl Flusher {
         }
         self.end()?;
         // Only with a mark behind it a purge frees anything.
-        match frees && self.unmarked.is_some() {
+        match self.unmarked.is_some() {
             true => self.mark(),
             false => Ok(()),
         }
     }
 
-    /// Whether it says nothing of the entries that are pending, so that it is
-    /// as true before them.
+    /// A purge says nothing of the entries that are pending, so that it is as
+    /// true before them.  A vote must wait for them: that it is on disk tells
+    /// openraft that what it has appended before is.
     fn can_overtake(&self, record: &Record) -> bool {
-        let told = |other: &&Record| matches!(other.kind, Kind::Entry | Kind::Truncate);
-        match record.kind {
-            Kind::Vote => true,
-            Kind::Purge => {
-                let mut others = self.pending.iter().filter(told);
-                others.all(|other| other.index > record.index)
-            }
-            _ => false,
-        }
+        let entries = |other: &&Record| matches!(other.kind, Kind::Entry | Kind::Truncate);
+        let mut entries = self.pending.iter().filter(entries);
+        record.kind == Kind::Purge && entries.all(|other| other.index > record.index)
     }
 
     /// Goes on in the next segment.  The old one is synced already.
     fn roll(&mut self) -> io::Result<()> {
-        let next = match self.pool.take() {
+        let next = match self.pool.take(KEPT) {
             Some(segment) => segment,
             None => self.stand()?,
         };
@@ -430,7 +425,11 @@ impl Flusher {
         add(&self.shared.counters.payload, len as u64);
     }
 
+    /// It may speak of entries that are pending.
     fn append_committed(&mut self) {
+        if !self.pending.is_empty() {
+            return;
+        }
         if let Some(body) = self.committed.take() {
             self.put(Kind::Committed, 0, &body);
             self.state.note(Kind::Committed, 0, &body);

@@ -164,7 +164,7 @@ impl Recovery<'_> {
     /// A log that is not there yet.
     fn create(mut self) -> Result<Opened, WalError> {
         self.pool.start(SegmentId(1), self.free.drain(..));
-        let segment = self.pool.take_last()?;
+        let segment = self.pool.take_any()?;
         let prev = Pos {
             segment: segment.id(),
             offset: SEGMENT_HEADER,
@@ -435,7 +435,7 @@ impl Recovery<'_> {
         prev: Pos,
         prev_chain: u32,
     ) -> Result<(u64, u32), WalError> {
-        let fresh = self.pool.take_last()?;
+        let fresh = self.pool.take_any()?;
         let (mut image, base_chain) = self.image(&fresh, prev, prev_chain);
         let base = image.len();
         copy_tail(newest, &tail, &mut image, fresh.salt(), base_chain)?;

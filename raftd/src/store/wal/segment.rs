@@ -14,8 +14,8 @@
 
 //! The files of the log and the pool that keeps spare ones ready.  Runs in
 //! raftd; preparation happens on a thread of its own, never in the way of an
-//! append.  A segment that readers still hold is never reused.  One spare is
-//! always left: recovery needs it after a crash to write the tail of the log
+//! append.  A segment that readers still hold is never reused.  The last spare
+//! is for recovery, which needs it after a crash to write the tail of the log
 //! anew, when the disk may have no room for another.
 
 #![forbid(unsafe_code)]
@@ -38,13 +38,13 @@ use std::time::{Duration, Instant};
 
 const SEGMENT_MAGIC: &[u8; 8] = b"dfsdwal1";
 /// What recovery finds ready.
-const KEPT: usize = 1;
-/// Spares that the pool keeps ready at any time.
-const SPARES_MIN: usize = 2;
+pub(super) const KEPT: usize = 1;
+/// Spares that the pool keeps ready at any time; one less on a small disk.
+const SPARES_MIN: usize = 3;
 /// Spares that it comes to with time: what a stream of writes needs until the
 /// first segments come back.  One that is made in the middle of it costs the
 /// disk as much as what is then written to it.
-const SPARES: usize = 6;
+const SPARES: usize = 7;
 /// They take no more of the disk than this part.
 const SPARES_SHARE: u64 = 16;
 /// Free files are removed beyond so many spares more.
@@ -262,27 +262,22 @@ impl Pool {
         self.changed.notify_all();
     }
 
-    /// The next segment of the log, if there is one beside the one that is
-    /// kept.
-    pub fn take(&self) -> Option<Arc<Segment>> {
+    /// The next segment, if that leaves so many.
+    pub fn take(&self, left: usize) -> Option<Arc<Segment>> {
         let mut spares = lock(&self.spares);
-        match spares.ready.len() > KEPT {
-            true => self.pop(&mut spares),
-            false => None,
+        if spares.ready.len() <= left {
+            return None;
         }
-    }
-
-    /// Any segment, for recovery.
-    pub fn take_last(self: &Arc<Pool>) -> io::Result<Arc<Segment>> {
-        self.ensure()?;
-        let taken = self.pop(&mut lock(&self.spares));
-        taken.ok_or_else(|| io::Error::other("no spare segment"))
-    }
-
-    fn pop(&self, spares: &mut Spares) -> Option<Arc<Segment>> {
         let segment = spares.ready.pop_front();
         self.changed.notify_all();
         segment
+    }
+
+    /// The next one for recovery, which may be the last.
+    pub fn take_any(self: &Arc<Pool>) -> io::Result<Arc<Segment>> {
+        self.ensure()?;
+        self.take(0)
+            .ok_or_else(|| io::Error::other("no spare segment"))
     }
 
     /// Makes one spare ready at once, if there is none.
@@ -323,7 +318,7 @@ impl Pool {
     fn wait_for_work(&self) -> bool {
         let mut leisure = Instant::now() + LEISURE;
         let mut spares = lock(&self.spares);
-        while !spares.closed && !spares.has_work() {
+        while !spares.closed && !self.has_work(&spares) {
             let left = leisure.saturating_duration_since(Instant::now());
             let more = spares.ready.len() < self.wanted;
             if more && left.is_zero() {
@@ -360,6 +355,10 @@ impl Pool {
         };
         let least = LEAST_ROOM.min(all / LEAST_SHARE);
         !lock(&self.spares).free.is_empty() || free >= least.saturating_add(self.size)
+    }
+
+    fn has_work(&self, spares: &Spares) -> bool {
+        spares.ready.len() < self.wanted.min(SPARES_MIN) || !spares.free.is_empty()
     }
 
     pub fn ready(&self) -> usize {
@@ -478,17 +477,11 @@ impl Pool {
     }
 }
 
-impl Spares {
-    fn has_work(&self) -> bool {
-        self.ready.len() < SPARES_MIN || !self.free.is_empty()
-    }
-}
-
 /// How many spares the disk has room for.
 fn wanted(dir: &Path, size: u64) -> io::Result<usize> {
     let (_, all) = disk(dir)?;
     let share = usize::try_from(all / SPARES_SHARE / size.max(1)).unwrap_or(SPARES);
-    Ok(share.clamp(SPARES_MIN, SPARES))
+    Ok(share.clamp(KEPT + 1, SPARES))
 }
 
 /// Bytes of the disk that are free, and all.
