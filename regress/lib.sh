@@ -322,6 +322,13 @@ all_current() {
 	done
 }
 
+# Whether df(1) shows the same on all nodes: the room that all agree on.
+rooms_equal() {
+	[ "$(for room_n in $NODE_LIST; do
+		stat -f -c '%b %f %d' "$(mnt "$room_n")"
+	done | sort -u | wc -l)" -eq 1 ]
+}
+
 # Whether node $1 leads; whether another one has taken over from it.
 is_leader() { [ "$(ctl leader)" = "$1" ]; }
 is_not_leader() { leader_now=$(ctl leader) && [ "$leader_now" != "$1" ]; }

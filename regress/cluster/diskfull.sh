@@ -139,12 +139,6 @@ for n in $NODE_LIST; do
 	    echo small >"$(mnt "$n")/name.$n/small" || fail "names on node $n"
 	rm -r "$(mnt "$n")/name.$n" || fail "rm on node $n"
 done
-# The room that all agree on.
-rooms_equal() {
-	[ "$(for n in $NODE_LIST; do
-		stat -f -c '%b %f %d' "$(mnt "$n")"
-	done | sort -u | wc -l)" -eq 1 ]
-}
 must_within "$LIMIT" rooms_equal
 rm -r "$(mnt 2)/fill" || fail "rm when full"
 for n in $NODE_LIST; do

@@ -34,6 +34,12 @@ count() { grep -c "$1" "$CLUSTER/n$victim/log"; }
 more_than() { [ "$(count "$1")" -gt "$2" ]; }
 is_current() { dfsctl "$victim" status >/dev/null; }
 
+# The smallest disk is what there is room for, whoever is asked.
+must_within "$LIMIT" rooms_equal
+room=$(($(stat -f -c '%b * %S' "$one") >> 20))
+[ $room -le $((SIZE - 64)) ] && [ $room -gt $((SIZE / 8)) ] ||
+    fail "$room MiB shown, on a disk of $SIZE"
+
 ctl kill "$victim" || fail "kill"
 must_within "$LIMIT" overwrite
 # The log has all of it, more than twice the disk; the tree has it once.
