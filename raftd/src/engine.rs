@@ -334,12 +334,19 @@ impl Engine {
             quorum: reached || *self.quorum.borrow(),
             current: reached,
             age: self.age.get().map(|age| age.as_secs()),
-            alarm: self.store.alarm(),
+            alarm: self.alarm(),
             bytes: statfs.bytes,
             bytes_free: statfs.bytes_free,
             inodes: statfs.inodes,
             inodes_free: statfs.inodes_free,
         }
+    }
+
+    /// Why nothing is applied here, if that is this node's disk.
+    fn alarm(&self) -> Option<String> {
+        let stands = self.store.log().stats().standing;
+        let log = stands.then(|| "log: no room for a segment".to_string());
+        self.store.alarm().or(log)
     }
 
     pub fn show_peers(&self) -> Vec<CtlPeer> {

@@ -18,22 +18,20 @@
 //! The log up to an index may go when a checkpoint of this node has it, and
 //! no peer needs it.  The second is the floor, which the leader finds and
 //! puts into the log, so that whoever leads next has not freed more.  Peers tell
-//! it to each other as well: the disk of a node that was away need not hold all
-//! that it has missed before it comes to that entry.  A dead peer holds the
-//! floor until the log has reached the limit of dfsd.conf; then it is given up,
-//! and needs a resync.
+//! it to each other as well, and what they have applied: the disk of a node that
+//! was away need not hold all that it has missed before it comes to that entry.
+//! A dead peer holds the floor until the log has reached the limit of
+//! dfsd.conf; then it is given up, and needs a resync.
 
 use crate::engine::Engine;
 use crate::fs::op::Op;
 use crate::fs::space::{self, Capacity};
 use crate::propose::{How, Proposer};
-use crate::raft::{LogId, TypeConfig};
-use crate::store::Store;
+use crate::raft::LogId;
 use bytes::Bytes;
 use common::fs::{NodeId, BLOCK};
 use common::{log_debug, log_warn};
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::RaftMetrics;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
@@ -203,19 +201,16 @@ fn floor(engine: &Engine) -> Option<u64> {
     Some(lowest.unwrap_or(applied).min(applied))
 }
 
-/// Up to where nobody needs the log, as far as this node knows: what it has
-/// applied says so, or as the leader it knows that all have it on their disks.
-/// The second needs no agreement, so that it counts also when no disk has room
-/// for an entry.
-pub fn known_floor(store: &Store, m: &RaftMetrics<TypeConfig>) -> u64 {
-    let agreed = space::floor(&store.meta().read()).unwrap_or(0);
-    let matched = |id| {
-        let replication = m.replication.as_ref()?;
-        replication.get(&id)?.as_ref().map(|id| id.index)
-    };
+/// Up to where nobody needs the log, as far as this node knows: what is agreed
+/// says so, here or where a peer is, or all have told that they have applied
+/// it.  The last needs no agreement and no leader, so that it counts also when
+/// no disk has room for an entry.
+fn known_floor(engine: &Engine) -> u64 {
+    let (peers, m) = (engine.peers(), engine.metrics());
+    let agreed = space::floor(&engine.store.meta().read()).unwrap_or(0);
     let voters = m.membership_config.voter_ids();
-    let everywhere = voters.map(matched).min().flatten();
-    agreed.max(everywhere.unwrap_or(0))
+    let everywhere = voters.map(|id| peers.applied(id)).min();
+    agreed.max(peers.floor()).max(everywhere.unwrap_or(0))
 }
 
 /// Frees the log behind checkpoint and floor.
@@ -225,8 +220,7 @@ pub async fn purge(engine: Arc<Engine>) {
     loop {
         let _ = timeout(FLOOR_INTERVAL, checkpoints.changed()).await;
         let checkpoint = checkpoints.borrow_and_update().index().unwrap_or(0);
-        let floor = known_floor(&engine.store, &engine.metrics()).max(engine.peers().floor());
-        let upto = checkpoint.min(floor);
+        let upto = checkpoint.min(known_floor(&engine));
         let log = engine.store.log();
         if log.stats().standing {
             // Apply waits for the log, and openraft for apply.

@@ -767,7 +767,6 @@ fn a_log_that_fills_its_disk_can_be_purged() {
     let flushed = log.flushed();
     while *flushed.borrow() < 39 {
         let upto = *flushed.borrow();
-        assert!(wait.try_recv().is_err());
         block(log.purge(log_id(1, upto))).unwrap();
         wait_until("the log goes on", || *flushed.borrow() > upto);
     }
@@ -783,6 +782,98 @@ fn a_log_that_fills_its_disk_can_be_purged() {
     assert_eq!(terms.keys().next_back(), Some(&39));
     assert_eq!(terms.keys().next(), Some(&first));
     assert_eq!(log.recovered().vote, Some(vote(2)));
+}
+
+/// The log as it was, on a disk that is full with it.
+fn put_back(image: &Image, dir: &Dir) {
+    let wal = dir.0.join("wal");
+    fs::remove_dir_all(&wal).unwrap();
+    fs::create_dir(&wal).unwrap();
+    for (name, bytes) in image {
+        fs::write(wal.join(name), bytes).unwrap();
+    }
+    let mut others = fs::File::create(dir.0.join("others")).unwrap();
+    while others.write_all(&[1; 4096]).is_ok() {}
+}
+
+/// Appends until there is no room; the last index on disk.
+fn fill(log: &mut LogStore) -> u64 {
+    for index in 0.. {
+        drop(start_append(log, vec![entry(1, index, 500)]));
+        wait_until("flushed", || {
+            *log.flushed().borrow() >= index || log.stats().standing
+        });
+        if log.stats().standing {
+            break;
+        }
+    }
+    let flushed = *log.flushed().borrow();
+    flushed
+}
+
+/// A stop after a purge was written, and before any file was used again.
+#[test]
+fn what_was_purged_before_a_stop_is_freed_after_it() {
+    let Some((dir, wal, _tmpfs)) = small_disk() else {
+        return;
+    };
+    let mut log = LogStore::open_with(&wal, &small()).unwrap();
+    let flushed = fill(&mut log);
+    let mut killed = image(&wal);
+    let current = segments(&mut log)[flushed as usize];
+    block(log.purge(log_id(1, flushed - 1))).unwrap();
+    wait_until("the log goes on", || *log.flushed().borrow() > flushed);
+    let current = PathBuf::from(SegmentId(current).to_string());
+    let purged = fs::read(wal.join(&current)).unwrap();
+    killed.insert(current, purged);
+    drop(log);
+    put_back(&killed, &dir);
+
+    let mut log = LogStore::open_with(&wal, &small()).unwrap();
+    assert_eq!(check_all(&mut log).len(), 1);
+    let done = start_append(&mut log, vec![entry(1, flushed + 1, 20_000)]);
+    wait_until("the log goes on", || *log.flushed().borrow() > flushed);
+    block(done).unwrap();
+}
+
+/// What is kept for purges is not used up by those that free nothing, nor by
+/// votes.
+#[test]
+fn there_is_room_for_the_purge_that_helps() {
+    let Some((_dir, wal, _tmpfs)) = small_disk() else {
+        return;
+    };
+    let mut log = LogStore::open_with(&wal, &small()).unwrap();
+    let flushed = fill(&mut log);
+    drop(log);
+    let mut log = LogStore::open_with(&wal, &small()).unwrap();
+    // Nothing is before it that would have to be written first.
+    let (voted, wait) = mpsc::channel();
+    let voter = thread::spawn({
+        let mut log = log.clone();
+        move || {
+            for term in 2..500 {
+                voted.send(block(log.save_vote(&vote(term)))).unwrap();
+            }
+        }
+    });
+    wait.recv_timeout(LIMIT).expect("the vote waits").unwrap();
+    let flushes = log.stats().flushes;
+    wait_until("the votes wait", || {
+        let one_more = wait.recv_timeout(Duration::from_millis(100));
+        one_more.is_err() && log.stats().standing
+    });
+    assert!(log.stats().flushes > flushes);
+    let first_of_second = segments(&mut log).iter().position(|id| *id > 1).unwrap();
+    let flushes = log.stats().flushes;
+    for upto in 0..first_of_second as u64 - 1 {
+        log.release(upto).unwrap();
+    }
+    assert_eq!(log.stats().flushes, flushes);
+    log.release(flushed).unwrap();
+    voter.join().unwrap();
+    let done = start_append(&mut log, vec![entry(1, flushed + 1, 20_000)]);
+    block(done).unwrap();
 }
 
 /// A crash with a tail that no mark covers, when there is no room for another
@@ -813,13 +904,7 @@ fn a_tail_on_a_full_disk() {
     for index in most - 3..most - 1 {
         let killed = image(&wal);
         drop(log);
-        fs::remove_dir_all(&wal).unwrap();
-        fs::create_dir(&wal).unwrap();
-        for (name, bytes) in &killed {
-            fs::write(wal.join(name), bytes).unwrap();
-        }
-        let mut others = fs::File::create(dir.0.join("others")).unwrap();
-        while others.write_all(&[1; 4096]).is_ok() {}
+        put_back(&killed, &dir);
         log = LogStore::open_with(&wal, &small()).unwrap();
         assert_eq!(check_all(&mut log).len() as u64, index - 1);
         wait_until("no segment is left", || {

@@ -105,7 +105,9 @@ pub enum PeerMsg {
 pub struct Pong {
     /// Of its log.
     pub last_index: u64,
-    /// Up to where nobody needs the log, as far as it knows.
+    /// To its tree: it is agreed, and on its disk.
+    pub applied: u64,
+    /// Up to where nobody needs the log, by what it has applied.
     pub floor: u64,
 }
 

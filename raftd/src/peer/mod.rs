@@ -60,6 +60,8 @@ struct Peer {
     since: Instant,
     /// The last index of its log, as it told.
     last_index: u64,
+    /// The highest index that it has told to have applied.
+    applied: u64,
     /// Why it or we want nothing of the other, if that was logged.
     refused: Option<String>,
     waits: Arc<Waits>,
@@ -137,6 +139,7 @@ impl Peers {
                 needs_resync: false,
                 since: Instant::now(),
                 last_index: 0,
+                applied: 0,
                 refused: None,
                 waits: Arc::default(),
             });
@@ -193,6 +196,14 @@ impl Peers {
         self.floor.load(Ordering::Relaxed)
     }
 
+    /// What that node has applied at least, this one or a peer.
+    pub fn applied(&self, id: NodeId) -> u64 {
+        match id == self.me.node {
+            true => self.me.store.agreed(),
+            false => self.table().get(&id).map_or(0, |p| p.applied),
+        }
+    }
+
     pub fn hand_over(&self, now: bool) {
         self.handing_over.store(now, Ordering::SeqCst);
     }
@@ -220,7 +231,10 @@ impl Peers {
             let Some(peer) = table.get_mut(&id) else {
                 return;
             };
-            peer.last_index = pong.as_ref().map_or(peer.last_index, |p| p.last_index);
+            if let Ok(pong) = &pong {
+                peer.last_index = pong.last_index;
+                peer.applied = peer.applied.max(pong.applied);
+            }
             let refused = match &pong {
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => Some(e.to_string()),
                 _ => None,

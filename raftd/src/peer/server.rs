@@ -18,7 +18,7 @@
 use super::frame::{self, Conn, FrameReader, FrameWriter, PeerMsg, Pong, Proposal};
 use super::Peers;
 use crate::barrier;
-use crate::log_space;
+use crate::fs::space;
 use crate::propose;
 use crate::raft::{EntryPayload, Raft, TypeConfig, Vote};
 use crate::store::wal::ENTRY_MAX;
@@ -155,10 +155,12 @@ impl Server {
                     }
                 }
                 PeerMsg::Ping => {
-                    let m = self.raft.metrics().borrow_watched().clone();
+                    let last_index = self.raft.metrics().borrow_watched().last_log_index;
+                    let store = &self.peers.me.store;
                     let pong = Pong {
-                        last_index: m.last_log_index.unwrap_or(0),
-                        floor: log_space::known_floor(&self.peers.me.store, &m),
+                        last_index: last_index.unwrap_or(0),
+                        applied: store.agreed(),
+                        floor: space::floor(&store.meta().read()).unwrap_or(0),
                     };
                     self.reply(PeerMsg::Pong(pong)).await?;
                 }

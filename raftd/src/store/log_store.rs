@@ -198,9 +198,10 @@ impl LogStore {
     }
 
     /// Frees the log up to there without openraft, which comes to know later
-    /// that it need not keep it.
+    /// that it need not keep it; nothing, if that is less than a segment, for
+    /// there is not room for many records that say so.
     pub fn release(&self, upto: u64) -> io::Result<()> {
-        let id = self.shared.lock().log_id(upto);
+        let id = self.shared.lock().worth_freeing(upto);
         match id {
             Some(id) => self.shared.purge(&self.wal, id),
             None => Ok(()),
@@ -236,6 +237,19 @@ impl Table {
             leader_id: *leader,
             index,
         })
+    }
+
+    /// That entry, if the first one is of an earlier segment than the next.
+    fn worth_freeing(&self, upto: u64) -> Option<LogId> {
+        let segment = |index| {
+            let segment = self.slot(index)?.segment.as_ref();
+            segment.map(|segment| segment.id())
+        };
+        let first = segment(self.first)?;
+        match segment(upto + 1) {
+            Some(next) if next == first => None,
+            _ => self.log_id(upto),
+        }
     }
 
     fn last(&self) -> Option<LogId> {

@@ -301,6 +301,12 @@ impl Store {
         self.shown.load(Ordering::SeqCst)
     }
 
+    /// Every entry up to there is agreed, and in this node's log or tree on its
+    /// disk: apply waits for that before it begins.
+    pub fn agreed(&self) -> u64 {
+        self.shown().max(self.checkpointed().index().unwrap_or(0))
+    }
+
     /// Why apply stands still, if this node's disk makes it.
     pub fn alarm(&self) -> Option<String> {
         let alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);

@@ -74,9 +74,12 @@
 //!
 //! On a full disk the log stands still at the end of a segment.  A purge frees
 //! segments only once it is written, so the end of each segment is kept for
-//! purges, and they are written ahead of the entries that wait.  A crash at
-//! such a time may leave a tail, so one spare is kept for recovery; where
-//! recovery has taken it, a mark follows each group before anybody is answered.
+//! purges, and they are written ahead of the entries that wait; and for votes
+//! that nothing is before, or there would be no leader to help others on.  A
+//! crash at such a time may leave a tail, so one spare is kept for recovery.
+//! Where recovery has taken it, a mark follows each group before anybody is
+//! answered; a crash right before that mark leaves a log that does not open
+//! until there is room for a segment.
 
 #![forbid(unsafe_code)]
 

@@ -33,9 +33,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Kept free at the end of a segment, for purges while there is no other: some
-/// fifty.
+/// Kept free at the end of a segment, for purges and votes while there is no
+/// other.
 const RESERVE: u64 = 16 << 10;
+/// Of that, not for votes.
+const PURGES: u64 = 6 << 10;
 /// Of that, for marks, and for the larger base of a segment that takes over a
 /// tail.
 const MARKS: u64 = 1024;
@@ -116,7 +118,7 @@ impl Flusher {
         let oldest = opened.ring.front().map(|live| live.segment.id());
         let count = opened.ring.len() as u64;
         shared.counters.segments.store(count, Ordering::Relaxed);
-        Ok(Flusher {
+        let mut flusher = Flusher {
             shared,
             pool,
             index,
@@ -139,7 +141,12 @@ impl Flusher {
             written: Vec::new(),
             dones: Vec::new(),
             taken: 0,
-        })
+        };
+        // A stop may have come between a purge and what it frees.
+        if flusher.unmarked.is_none() {
+            flusher.find_oldest();
+        }
+        Ok(flusher)
     }
 
     pub fn run(mut self) {
@@ -260,9 +267,7 @@ impl Flusher {
 
     /// Waits for the next segment; purges do not.
     fn stand(&mut self) -> io::Result<Arc<Segment>> {
-        if self.unmarked.is_some() && self.has_marks() {
-            self.mark()?;
-        }
+        self.settle()?;
         let shared = self.shared.clone();
         let counters = &shared.counters;
         let mut seen = 0;
@@ -297,17 +302,20 @@ impl Flusher {
         }
     }
 
-    /// Writes purges ahead of what else is pending; looks for them from there
-    /// on.
+    /// Writes what can be written ahead of what else is pending; looks for it
+    /// from there on.
     fn overtake(&mut self, from: usize) -> io::Result<()> {
         let (mut ahead, mut size, mut at) = (Vec::new(), MARK, from);
         while let Some(record) = self.pending.get(at) {
-            let end = self.offset + (size + record.size()) as u64 + MARKS;
-            if end > self.segment.size() || !self.can_overtake(record) {
+            if !self.can_overtake(record, at) {
                 at += 1;
                 continue;
             }
             size += record.size();
+            let kept = MARKS + if record.kind == Kind::Vote { PURGES } else { 0 };
+            if self.offset + size as u64 + kept > self.segment.size() {
+                break;
+            }
             ahead.extend(self.pending.remove(at));
         }
         if ahead.is_empty() {
@@ -319,20 +327,33 @@ impl Flusher {
             self.append(record);
         }
         self.end()?;
-        // Only with a mark behind it a purge frees anything.
-        match self.unmarked.is_some() {
-            true => self.mark(),
-            false => Ok(()),
+        self.settle()
+    }
+
+    /// Leaves no tail, and frees what can be: a purge does that only with a
+    /// mark behind it.
+    fn settle(&mut self) -> io::Result<()> {
+        let dead = |oldest, live: Option<&Live>| live.is_some_and(|l| l.segment.id() < oldest);
+        while self.has_marks() && (self.unmarked.is_some() || dead(self.oldest, self.ring.front()))
+        {
+            self.mark()?;
         }
+        Ok(())
     }
 
     /// A purge says nothing of the entries that are pending, so that it is as
-    /// true before them.  A vote must wait for them: that it is on disk tells
-    /// openraft that what it has appended before is.
-    fn can_overtake(&self, record: &Record) -> bool {
+    /// true before them.  A vote must wait for what is before it: that it is on
+    /// disk tells openraft that all which it has appended is.
+    fn can_overtake(&self, record: &Record, at: usize) -> bool {
         let entries = |other: &&Record| matches!(other.kind, Kind::Entry | Kind::Truncate);
-        let mut entries = self.pending.iter().filter(entries);
-        record.kind == Kind::Purge && entries.all(|other| other.index > record.index)
+        match record.kind {
+            Kind::Vote => at == 0,
+            Kind::Purge => {
+                let mut entries = self.pending.iter().filter(entries);
+                entries.all(|other| other.index > record.index)
+            }
+            _ => false,
+        }
     }
 
     /// Goes on in the next segment.  The old one is synced already.
@@ -491,6 +512,13 @@ impl Flusher {
             }
             live.segment.retire();
         }
+        self.find_oldest();
+        let count = self.ring.len() as u64;
+        let segments = &self.shared.counters.segments;
+        segments.store(count, Ordering::Relaxed);
+    }
+
+    fn find_oldest(&mut self) {
         let first = self.state.live.map(|(first, _)| first);
         let counts = |live: &Live| match (live.hi, first) {
             (Some(hi), Some(first)) => hi >= first,
@@ -498,9 +526,6 @@ impl Flusher {
         };
         let oldest = self.ring.iter().find(|live| counts(live));
         self.oldest = oldest.map_or(self.segment.id(), |live| live.segment.id());
-        let count = self.ring.len() as u64;
-        let segments = &self.shared.counters.segments;
-        segments.store(count, Ordering::Relaxed);
     }
 
     /// Tells everyone who waits for the group.

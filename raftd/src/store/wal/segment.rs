@@ -305,6 +305,9 @@ impl Pool {
                 true => self.prepare(),
                 false => Err(Errno::ENOSPC.into()),
             };
+            if lock(&self.spares).closed {
+                return;
+            }
             let no_room = &shared.counters.no_room;
             no_room.store(made.is_err(), Ordering::Relaxed);
             shared.wake_up();
