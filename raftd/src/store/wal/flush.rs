@@ -311,12 +311,18 @@ impl Flusher {
                 at += 1;
                 continue;
             }
-            size += record.size();
-            let kept = MARKS + if record.kind == Kind::Vote { PURGES } else { 0 };
-            if self.offset + size as u64 + kept > self.segment.size() {
-                break;
+            let is_vote = record.kind == Kind::Vote;
+            let kept = MARKS + if is_vote { PURGES } else { 0 };
+            let end = self.offset + (size + record.size()) as u64 + kept;
+            match end > self.segment.size() {
+                true if is_vote => at += 1,
+                // A later purge must not come before it.
+                true => break,
+                false => {
+                    size += record.size();
+                    ahead.extend(self.pending.remove(at));
+                }
             }
-            ahead.extend(self.pending.remove(at));
         }
         if ahead.is_empty() {
             return Ok(());
